@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+/*
+ * qos_egress: the way of a packet at tc egress. Finds the flow of the sending socket, enforces its
+ * rate contract, counts, writes its DSCP, and lets the next filter run.
+ *
+ * Strategy (measured, docs/benchmarks.md): the socket's own storage before any parsing, so that
+ * traffic nobody registered pays one lookup; the clock of the current tick wherever a lower bound
+ * will do, the exact one only before refusing; no direct packet write anywhere, since a single one
+ * makes the kernel copy each cloned skb (all of TCP's data) at entry; two cache lines per flow.
+ *
+ * One program per shaper and link layer, made at the end of this file: a device runs the program of
+ * its shaper, so no packet looks up its device and changing a shaper replaces one program.
+ *
+ * Compiled by bcc, which rewrites map calls in its main file only: this is the only file with maps.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/pkt_cls.h>
+
+#include "types.h"
+#include "packet.h"
+#include "dsfield.h"
+#include "bucket.h"
+
+/* QOS_SLOTS and QOS_PINS (a folder of bpffs, as a string) come from the loader. */
+#define QOS_TABLE(type, key, value, name, entries, flags) \
+	BPF_F_TABLE(type ":" QOS_PINS "/" #name, key, value, name, entries, flags)
+
+QOS_TABLE("array", u32, struct flow_policy, policy, QOS_SLOTS, BPF_F_MMAPABLE);
+QOS_TABLE("array", u32, struct flow_hot, hot, QOS_SLOTS, BPF_F_MMAPABLE);
+QOS_TABLE("array", u32, struct flow_cold, cold, QOS_SLOTS, BPF_F_MMAPABLE);
+QOS_TABLE("hash", struct destination, u32, destinations, QOS_SLOTS, BPF_F_NO_PREALLOC);
+QOS_TABLE("lru_hash", struct fragment, u32, fragments, 4096, 0);
+QOS_TABLE("hash", u64, u32, cgroups, 4096, 0);
+QOS_TABLE("array", u32, struct tick, tick, 1, 0);
+QOS_TABLE("percpu_array", u32, u64, counters, QOS_COUNTERS, 0);
+
+/* BPF_SK_STORAGE of bcc has no flags: accepted sockets inherit only with BPF_F_CLONE. */
+struct sockets_table_t {
+	int key;
+	struct socket_flow leaf;
+	void *(*sk_storage_get)(void *, void *, int);
+	int (*sk_storage_delete)(void *);
+	u32 flags;
+};
+__attribute__((section("maps/sk_storage:" QOS_PINS "/sockets"))) struct sockets_table_t sockets = {
+	.flags = BPF_F_NO_PREALLOC | BPF_F_CLONE,
+};
+BPF_ANNOTATE_KV_PAIR(sockets, int, struct socket_flow);
+
+/* BPF_RINGBUF_OUTPUT of bcc has no pin: the same table with a path. */
+struct events_table_t {
+	int key;
+	int leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u64 (*ringbuf_query)(u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" QOS_PINS "/events"))) struct events_table_t events = {
+	.max_entries = 64 * 4096, /* bytes */
+};
+
+/* bcc declares the result of this helper as u32 and cuts the cookie. */
+static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
+
+enum shaper { SHAPER_FQ, SHAPER_HTB, SHAPER_POLICE };
+
+#define HTB_MAJOR 0x5152u
+#define LINK_ETHERNET 14
+#define LINK_NONE 0
+#define SIGNAL_JIFFIES 2
+
+static __always_inline void count(u32 name)
+{
+	u64 *counter = counters.lookup(&name);
+
+	if (counter)
+		(*counter)++; /* per CPU */
+}
+
+/* The clock as of this jiffy: a lower bound of now, at most one tick old. */
+static __always_inline u64 tick_now_ns(u64 jiffies)
+{
+	u32 only = 0;
+	struct tick *cached = tick.lookup(&only);
+	u64 now_ns;
+
+	if (!cached)
+		return bpf_ktime_get_ns();
+	now_ns = cached->now_ns;
+	if (cached->jiffies == jiffies && now_ns)
+		return now_ns;
+	now_ns = bpf_ktime_get_ns();
+	/* The order matters to a reader on another CPU: an old jiffy with a new time is harmless. */
+	cached->now_ns = now_ns;
+	cached->jiffies = jiffies;
+	return now_ns;
+}
+
+static __always_inline void tell(struct flow_cold *c, u32 flow_id, u32 kind, u64 value, u64 now_ns)
+{
+	u64 last_ns = c->last_event_ns;
+	struct qos_event *event;
+
+	if (now_ns - last_ns < QOS_EVENT_INTERVAL_NS)
+		return;
+	if (__sync_val_compare_and_swap(&c->last_event_ns, last_ns, now_ns) != last_ns)
+		return; /* another CPU tells */
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		count(QOS_COUNTER_EVENT_LOST);
+		return;
+	}
+	event->now_ns = now_ns;
+	event->flow_id = flow_id;
+	event->kind = kind;
+	event->value = value;
+	events.ringbuf_submit(event, 0);
+}
+
+/* The flow of a socket that names destinations; 0: none of them is this packet's. */
+static __always_inline u32 flow_of_destination(struct __sk_buff *skb, struct socket_flow *bound, const struct packet *p)
+{
+	struct destination key = {};
+	struct fragment datagram = {};
+	u32 *found, flow_id = 0;
+
+	if (p->fragment != PACKET_WHOLE) {
+		datagram.cookie = socket_cookie(skb);
+		__builtin_memcpy(datagram.address_be, p->address_be, sizeof(datagram.address_be));
+		datagram.id = p->fragment_id;
+		datagram.family = p->family;
+		if (p->fragment == PACKET_LATER) {
+			found = fragments.lookup(&datagram);
+			if (found)
+				return *found;
+			count(QOS_COUNTER_FRAGMENT_MISS);
+			return 0;
+		}
+	}
+
+	flow_id = bound->flow_id;
+	if (bound->first_family == p->family && bound->first_port_be == p->port_be &&
+	    bound->first_address_be[0] == p->address_be[0] && bound->first_address_be[1] == p->address_be[1] &&
+	    bound->first_address_be[2] == p->address_be[2] && bound->first_address_be[3] == p->address_be[3]) {
+		flow_id = bound->first_flow_id;
+	} else if (bound->flags & QOS_SOCKET_DESTINATIONS) {
+		found = 0;
+		key.cookie = socket_cookie(skb);
+		__builtin_memcpy(key.address_be, p->address_be, sizeof(key.address_be));
+		key.port_be = p->port_be;
+		key.family = p->family;
+		if (bound->flags & QOS_SOCKET_EXACT)
+			found = destinations.lookup(&key);
+		if (!found && bound->flags & QOS_SOCKET_ANY_PORT) {
+			key.port_be = 0;
+			found = destinations.lookup(&key);
+			key.port_be = p->port_be;
+		}
+		if (!found && bound->flags & QOS_SOCKET_ANY_ADDRESS) {
+			__builtin_memset(key.address_be, 0, sizeof(key.address_be));
+			key.family = 0;
+			found = destinations.lookup(&key);
+		}
+		if (found)
+			flow_id = *found;
+	}
+	if (p->fragment == PACKET_FIRST && fragments.update(&datagram, &flow_id))
+		count(QOS_COUNTER_FRAGMENT_STORE);
+	return flow_id;
+}
+
+/* Writes the DSCP where it differs, with one store. Packet pointers are invalid afterwards. */
+static __always_inline void mark(struct __sk_buff *skb, const struct packet *p, u8 dscp)
+{
+	u32 header[3];
+	u32 bytes;
+
+	if (dsfield_dscp(p->dsfield) == dscp)
+		return;
+	bytes = dsfield_rewrite((void *)(long)skb->data + p->l3_offset, (void *)(long)skb->data_end, p->family, dscp,
+				header);
+	if (bytes == 12) {
+		if (!bpf_skb_store_bytes(skb, p->l3_offset, header, 12, 0))
+			return;
+	} else if (bytes == 4) {
+		if (!bpf_skb_store_bytes(skb, p->l3_offset, header, 4, 0))
+			return;
+	}
+	count(QOS_COUNTER_STORE_FAILED);
+}
+
+/* TCP's own signals and the time of the last packet, at most once in two ticks. */
+static __always_inline void refresh(struct bpf_sock *sk, struct flow_hot *h, struct flow_cold *c, u32 flow_id,
+				    u32 jiffies, u64 now_ns)
+{
+	struct bpf_tcp_sock *tcp;
+
+	h->last_jiffies = jiffies;
+	c->last_ns = now_ns;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_TCP)
+		return;
+	tcp = bpf_tcp_sock(sk);
+	if (!tcp)
+		return;
+	if (tcp->total_retrans > h->retransmits && h->delivered)
+		tell(c, flow_id, QOS_EVENT_LOSS, tcp->total_retrans - h->retransmits, now_ns);
+	else if (tcp->delivered_ce > h->delivered_ce && h->delivered)
+		tell(c, flow_id, QOS_EVENT_CE, tcp->delivered_ce - h->delivered_ce, now_ns);
+	h->srtt_us = tcp->srtt_us >> 3;
+	h->min_rtt_us = tcp->rtt_min;
+	h->retransmits = tcp->total_retrans;
+	h->lost = tcp->lost_out;
+	h->delivered = tcp->delivered;
+	h->delivered_ce = tcp->delivered_ce;
+}
+
+struct verdict {
+	u64 now_ns;  /* exact if wait_ns is not 0 */
+	u64 wait_ns; /* until the packet conforms */
+	u8 charged;
+};
+
+/* Charges the flow's bucket unless the packet would have to wait longer than `max_wait_ns`. */
+static __always_inline void take(struct flow_hot *h, const struct flow_policy *policy_of, u32 bytes, u32 segments,
+				 u64 max_wait_ns, u64 jiffies, struct verdict *v)
+{
+	u64 cost_ns = bucket_cost_ns(bytes, policy_of->ns_per_byte_20);
+	u64 need_ns = segments > 1 ? cost_ns / segments : cost_ns;
+	u64 seen_ns = *(volatile u64 *)&h->tat_ns; /* touch the line before the clock: misses overlap */
+	u8 exact = 0;
+
+	v->now_ns = tick_now_ns(jiffies);
+	v->charged = 1;
+#pragma unroll
+	for (int i = 0; i < BUCKET_RETRIES; i++) {
+		v->wait_ns = bucket_wait_ns(seen_ns, v->now_ns, need_ns, policy_of->depth_ns);
+		if (v->wait_ns && !exact) {
+			exact = 1;
+			v->now_ns = bpf_ktime_get_ns();
+			v->wait_ns = bucket_wait_ns(seen_ns, v->now_ns, need_ns, policy_of->depth_ns);
+		}
+		if (v->wait_ns > max_wait_ns) {
+			v->charged = 0;
+			return;
+		}
+		if (bucket_charge(&h->tat_ns, seen_ns, v->now_ns, cost_ns))
+			return;
+		seen_ns = *(volatile u64 *)&h->tat_ns;
+	}
+	/* Never seen with two CPUs. The state moves on by exactly this packet's cost, whoever else charges. */
+	__sync_fetch_and_add(&h->tat_ns, cost_ns);
+	count(QOS_COUNTER_CONTENTION);
+}
+
+static __always_inline int drop(struct flow_cold *c, u32 flow_id, u32 reason, u32 bytes, u32 segments, u64 now_ns)
+{
+	__sync_fetch_and_add(&c->dropped_packets[reason], segments);
+	__sync_fetch_and_add(&c->dropped_bytes[reason], bytes);
+	tell(c, flow_id, QOS_EVENT_DROPPED, reason, now_ns);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper, u32 link_bytes)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct socket_flow *bound;
+	struct flow_policy *policy_of;
+	struct flow_hot *h;
+	struct flow_cold *c;
+	struct packet packet = {};
+	u32 flow_id, slot, bytes, segments;
+	u64 jiffies;
+	u8 dscp;
+	int error;
+
+	if (!sk) /* forwarded, or the kernel's own */
+		return TC_ACT_UNSPEC;
+	bound = sockets.sk_storage_get(sk, 0, 0);
+	if (!bound) /* nobody registered it; also a SYN-ACK, whose socket is not full yet */
+		return TC_ACT_UNSPEC;
+
+	error = packet_network((void *)(long)skb->data, (void *)(long)skb->data_end, link_bytes, &packet);
+	if (error < 0) {
+		count(-error);
+		return TC_ACT_UNSPEC;
+	}
+	flow_id = bound->flow_id;
+	if (bound->first_family || bound->flags & QOS_SOCKET_DESTINATIONS) {
+		error = packet_destination((void *)(long)skb->data, (void *)(long)skb->data_end, &packet);
+		if (error < 0) {
+			count(-error);
+			return TC_ACT_UNSPEC;
+		}
+		flow_id = flow_of_destination(skb, bound, &packet);
+	}
+	if (!flow_id) {
+		count(QOS_COUNTER_NO_DESTINATION);
+		goto restore;
+	}
+
+	slot = flow_id & QOS_SLOT_MASK;
+	policy_of = policy.lookup(&slot);
+	h = hot.lookup(&slot);
+	c = cold.lookup(&slot);
+	if (!policy_of || !h || !c) {
+		count(QOS_COUNTER_SLOT_RANGE);
+		return TC_ACT_UNSPEC;
+	}
+	if (policy_of->flow_id != flow_id) { /* the flow has ended; its sockets need not be searched for */
+		count(QOS_COUNTER_STALE_FLOW);
+		goto restore;
+	}
+
+	segments = skb->gso_segs ? skb->gso_segs : 1;
+	bytes = packet_ip_bytes(skb->wire_len, segments, packet.l3_offset);
+	jiffies = bpf_jiffies64();
+	dscp = policy_of->dscp;
+
+	if (policy_of->action != QOS_ACTION_NONE) {
+		struct verdict v;
+		u64 max_wait_ns = 0;
+
+		if (policy_of->action == QOS_ACTION_DELAY && shaper != SHAPER_POLICE)
+			max_wait_ns = QOS_HORIZON_NS;
+		take(h, policy_of, bytes, segments, max_wait_ns, jiffies, &v);
+		if (policy_of->action == QOS_ACTION_REMARK) {
+			if (v.wait_ns) {
+				dscp = policy_of->non_conformant_dscp;
+				__sync_fetch_and_add(&h->non_conformant_bytes, bytes);
+				__sync_fetch_and_add(&h->non_conformant_packets, segments);
+				tell(c, flow_id, QOS_EVENT_REMARKED, bytes, v.now_ns);
+			}
+		} else if (shaper == SHAPER_POLICE) {
+			if (v.wait_ns)
+				return drop(c, flow_id, QOS_DROP_POLICE, bytes, segments, v.now_ns);
+		} else {
+			if (shaper == SHAPER_FQ && !v.charged)
+				return drop(c, flow_id, QOS_DROP_HORIZON, bytes, segments, v.now_ns);
+			if (v.wait_ns) {
+				__sync_fetch_and_add(&c->delayed_packets, segments);
+				__sync_fetch_and_add(&c->delay_ns, v.wait_ns * segments);
+				tell(c, flow_id, QOS_EVENT_DELAYED, v.wait_ns, v.now_ns);
+			}
+			if (shaper == SHAPER_FQ) {
+				/* TCP's own pacing may ask for later still. */
+				if (v.wait_ns && v.now_ns + v.wait_ns > skb->tstamp)
+					skb->tstamp = v.now_ns + v.wait_ns;
+			} else if (policy_of->htb_minor) {
+				skb->priority = HTB_MAJOR << 16 | policy_of->htb_minor;
+			}
+		}
+	}
+
+	__sync_fetch_and_add(&h->bytes, bytes);
+	__sync_fetch_and_add(&h->packets, segments);
+	if ((u32)jiffies - h->last_jiffies >= SIGNAL_JIFFIES)
+		refresh(sk, h, c, flow_id, jiffies, tick_now_ns(jiffies));
+	if (policy_of->flags & QOS_POLICY_MARK) {
+		mark(skb, &packet, dscp);
+		return TC_ACT_UNSPEC;
+	}
+restore:
+	/* No flow speaks for this packet, but the daemon preset the socket's DSCP for one: put the old one back. */
+	if (bound->flags & QOS_SOCKET_PRESET && dsfield_dscp(packet.dsfield) == bound->preset_dscp &&
+	    bound->preset_dscp != bound->original_dscp) {
+		count(QOS_COUNTER_RESTORED);
+		mark(skb, &packet, bound->original_dscp);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+int qos_fq(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_FQ, LINK_ETHERNET);
+}
+
+int qos_htb(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_HTB, LINK_ETHERNET);
+}
+
+int qos_police(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_POLICE, LINK_ETHERNET);
+}
+
+int qos_fq_l3(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_FQ, LINK_NONE);
+}
+
+int qos_htb_l3(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_HTB, LINK_NONE);
+}
+
+int qos_police_l3(struct __sk_buff *skb)
+{
+	return qos_egress(skb, SHAPER_POLICE, LINK_NONE);
+}
+
+/*
+ * At the creation of a socket in a cgroup that this program is attached to (`qos2 run`): the socket
+ * joins the flow of the nearest cgroup that has one. Packets of other sockets pay nothing for it.
+ */
+int qos_sock_create(struct bpf_sock *sk)
+{
+	struct socket_flow value = {};
+	u32 *flow_id = 0;
+	u64 cgroup;
+
+	if (sk->protocol != IPPROTO_TCP && sk->protocol != IPPROTO_UDP)
+		return 1;
+#pragma unroll
+	for (int level = 15; level >= 0; level--) {
+		cgroup = bpf_get_current_ancestor_cgroup_id(level);
+		if (!cgroup)
+			continue;
+		flow_id = cgroups.lookup(&cgroup);
+		if (flow_id)
+			break;
+	}
+	if (!flow_id)
+		return 1;
+	value.flow_id = *flow_id;
+	count(sockets.sk_storage_get(sk, &value, BPF_SK_STORAGE_GET_F_CREATE) ? QOS_COUNTER_CGROUP_SOCKETS :
+										QOS_COUNTER_CGROUP_FAILED);
+	return 1;
+}

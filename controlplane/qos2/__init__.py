@@ -1,0 +1,83 @@
+"""QoS2 for Linux, the client's face: `with qos2.Handle() as qos: flow = qos.add_socket(sock, TrafficType.VOICE)`.
+
+Everything an application needs is named here, and nothing of the daemon is imported: an application that
+marks its sockets loads msgspec and the standard library.
+"""
+
+from qos2.client import Flow as Flow
+from qos2.client import Handle as Handle
+from qos2.errors import AlreadyExists as AlreadyExists
+from qos2.errors import Cancelled as Cancelled
+from qos2.errors import DatapathError as DatapathError
+from qos2.errors import DeniedByPolicy as DeniedByPolicy
+from qos2.errors import InternalError as InternalError
+from qos2.errors import InvalidHandle as InvalidHandle
+from qos2.errors import InvalidRequest as InvalidRequest
+from qos2.errors import LimitExceeded as LimitExceeded
+from qos2.errors import NetworkBusy as NetworkBusy
+from qos2.errors import NoData as NoData
+from qos2.errors import NoSuchFlow as NoSuchFlow
+from qos2.errors import NotAdaptive as NotAdaptive
+from qos2.errors import NotPermitted as NotPermitted
+from qos2.errors import NotSupported as NotSupported
+from qos2.errors import ProtocolError as ProtocolError
+from qos2.errors import QosError as QosError
+from qos2.errors import Retry as Retry
+from qos2.errors import ServiceLost as ServiceLost
+from qos2.errors import ServiceUnavailable as ServiceUnavailable
+from qos2.model import ANY_DESTINATION as ANY_DESTINATION
+from qos2.model import Bandwidth as Bandwidth
+from qos2.model import Condition as Condition
+from qos2.model import Destination as Destination
+from qos2.model import Dscp as Dscp
+from qos2.model import FlowFundamentals as FlowFundamentals
+from qos2.model import FlowId as FlowId
+from qos2.model import FlowRate as FlowRate
+from qos2.model import FlowStats as FlowStats
+from qos2.model import PacketPriority as PacketPriority
+from qos2.model import RateReason as RateReason
+from qos2.model import Shaping as Shaping
+from qos2.model import TrafficType as TrafficType
+from qos2.wire.protocol import FlowDetails as FlowDetails
+from qos2.wire.protocol import StatusReport as StatusReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ANY_DESTINATION",
+    "AlreadyExists",
+    "Bandwidth",
+    "Cancelled",
+    "Condition",
+    "DatapathError",
+    "DeniedByPolicy",
+    "Destination",
+    "Dscp",
+    "Flow",
+    "FlowDetails",
+    "FlowFundamentals",
+    "FlowId",
+    "FlowRate",
+    "FlowStats",
+    "Handle",
+    "InternalError",
+    "InvalidHandle",
+    "InvalidRequest",
+    "LimitExceeded",
+    "NetworkBusy",
+    "NoData",
+    "NoSuchFlow",
+    "NotAdaptive",
+    "NotPermitted",
+    "NotSupported",
+    "PacketPriority",
+    "ProtocolError",
+    "QosError",
+    "RateReason",
+    "Retry",
+    "ServiceLost",
+    "ServiceUnavailable",
+    "Shaping",
+    "StatusReport",
+    "TrafficType",
+]

@@ -1,0 +1,1 @@
+"""The command `qos2`: one file per subcommand, over the public client. Start at main.py."""

@@ -1,0 +1,85 @@
+"""`qos2 flows`: one line for each flow that the caller may see."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qos2.cli import render
+from qos2.cli.ports import Client
+from qos2.wire.protocol import FlowDetails
+
+#: Columns of the narrow table besides PROGRAM at 80 columns, separators counted.
+_NARROW_OTHERS = 71
+
+
+def execute(qos: Client, arguments: Namespace, out: Console) -> int:
+    """List the flows. Everybody's for root and the group `qos2`, otherwise the caller's own."""
+    flows = qos.flows()
+    if arguments.json:
+        render.write_json(out, {"flows": [render.flow_document(flow) for flow in flows]})
+    elif not flows:
+        out.print("no flows")
+    else:
+        out.print(flow_table(flows, out.width))
+    return 0
+
+
+def flow_table(flows: Sequence[FlowDetails], width: int) -> Table:
+    """All that matters of each flow, abbreviated where the terminal is narrow."""
+    return _wide(flows) if width >= render.WIDE_COLUMNS else _narrow(flows, width)
+
+
+def _narrow(flows: Sequence[FlowDetails], width: int) -> Table:
+    made = render.table(
+        "ID", "TYPE", "DSCP", "CONTRACT", "N", "PROGRAM", "PKTS", "BYTE", "HELD", "RMRK", "DROP",
+        right="DSCP N PKTS BYTE HELD RMRK DROP",
+    )  # fmt: skip
+    for flow in flows:
+        stats = render.stats_of(flow)
+        contract = f"{render.bandwidth(flow.bandwidth)} {render.shaping_label(flow.shaping, short=True)}"
+        made.add_row(
+            render.hex_id(flow.flow),
+            render.short_type(flow.traffic_type),
+            render.marking(flow),
+            contract if flow.bandwidth else "-",
+            _members(flow),
+            render.program(flow.program, flow.pid, max(width - _NARROW_OTHERS, 9)),
+            render.scaled(stats.packets),
+            render.scaled(stats.bytes),
+            render.scaled(stats.delayed_packets),
+            render.alarming(render.scaled(stats.non_conformant_packets), "yellow"),
+            render.alarming(render.scaled(sum(stats.dropped_packets.values()))),
+        )
+    return made
+
+
+def _wide(flows: Sequence[FlowDetails]) -> Table:
+    made = render.table(
+        "ID", "TYPE", "DSCP", "CONTRACT", "SHAPING", "SOCKETS", "PROGRAM",
+        "PACKETS", "BYTES", "DELAYED", "REMARKED", "DROPPED",
+        right="DSCP CONTRACT SOCKETS PACKETS BYTES DELAYED REMARKED DROPPED",
+    )  # fmt: skip
+    for flow in flows:
+        stats = render.stats_of(flow)
+        made.add_row(
+            render.hex_id(flow.flow),
+            render.type_label(flow.traffic_type),
+            render.marking(flow),
+            f"{render.bandwidth(flow.bandwidth)}bit/s" if flow.bandwidth else "-",
+            render.shaping_label(flow.shaping) if flow.bandwidth else "",
+            _members(flow),
+            render.program(flow.program, flow.pid),
+            f"{stats.packets}",
+            f"{stats.bytes}",
+            f"{stats.delayed_packets}",
+            render.alarming(f"{stats.non_conformant_packets}", "yellow"),
+            render.alarming(f"{sum(stats.dropped_packets.values())}"),
+        )
+    return made
+
+
+def _members(flow: FlowDetails) -> Text:
+    return Text("all") if flow.whole_program else Text(render.scaled(len(flow.members)))

@@ -1,0 +1,175 @@
+"""How the command line writes things: ids, rates, figures, tables and JSON, the same in every command.
+
+No request is made here. Text of other programs (their names) is shown without control characters,
+so that no process can write to an administrator's terminal through its name.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qos2.model import FlowStats, Shaping, TrafficType
+from qos2.wire.protocol import FlowDetails
+
+#: From this width on, tables spell out what they abbreviate in narrower terminals.
+WIDE_COLUMNS = 120
+#: Width where the output is no terminal: nothing is cut off in a file or a pipe.
+PIPE_COLUMNS = 200
+
+SHORT_SHAPING = {
+    Shaping.SHAPE_ONLY: "shape",
+    Shaping.SHAPE_AND_MARK: "mark",
+    Shaping.USE_NON_CONFORMANT_MARKINGS: "remark",
+}
+
+
+def console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console that takes nothing in its text for markup. Honours NO_COLOR and COLUMNS."""
+    file = sys.stdout if file is None else file
+    if width is None and not file.isatty() and "COLUMNS" not in os.environ:
+        width = PIPE_COLUMNS
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def write_json(out: Console, document: Mapping[str, Any]) -> None:
+    """One JSON document, indented; never coloured, never wrapped."""
+    out.file.write(json.dumps(document, indent=2) + "\n")
+
+
+def hex_id(flow: int) -> str:
+    """A flow id as it is shown and taken everywhere: 0x and eight digits."""
+    return f"0x{flow:08x}"
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for each character that is not printable."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def program(name: str, pid: int, width: int = 0) -> str:
+    """`name(pid)`; with `width`, the name is shortened so that the pid stays readable."""
+    name, number = printable(name) or "?", f"({pid})"
+    if width and len(name) + len(number) > width:
+        name = name[: max(width - len(number) - 1, 1)] + "…"
+    return name + number
+
+
+def scaled(value: float, base: int = 1000) -> str:
+    """At most four characters up to 999 of the largest unit: `999`, `1.2k`, `35M`, `1.0G`."""
+    if value < base:
+        return f"{value:.0f}"
+    for unit in "kMGTPE":
+        value /= base
+        if value < 9.95:
+            return f"{value:.1f}{unit}"
+        if value < base - 0.5 or unit == "E":
+            break
+    return f"{value:.0f}{unit}"
+
+
+def bandwidth(bits_per_s: float) -> str:
+    """Three significant digits, bits per second: `64k`, `8M`, `1.25G`; what `--rate` takes."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if bits_per_s >= size * 0.9995:
+            return f"{bits_per_s / size:.3g}{unit}"
+    return f"{bits_per_s:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: `42 s`, `3 min 5 s`, `2 h 10 min`, `4 d 3 h`."""
+    whole = int(seconds)
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    d, h = divmod(hours, 24)
+    if d:
+        return f"{d} d {h} h"
+    if h:
+        return f"{h} h {m} min"
+    return f"{m} min {s} s" if m else f"{s} s"
+
+
+def type_label(traffic_type: int) -> str:
+    """The word for a traffic type; a number that this version does not know, as it is."""
+    try:
+        return TrafficType(traffic_type).label
+    except ValueError:
+        return str(traffic_type)
+
+
+def short_type(traffic_type: int) -> str:
+    """At most eleven characters."""
+    return type_label(traffic_type).removesuffix("_effort") if traffic_type else "best_effort"
+
+
+def shaping_label(shaping: int | None, *, short: bool = False) -> str:
+    """The word for how a rate is kept; empty without one."""
+    if shaping is None:
+        return ""
+    try:
+        known = Shaping(shaping)
+    except ValueError:
+        return str(shaping)
+    return SHORT_SHAPING[known] if short else known.label
+
+
+def marking(flow: FlowDetails) -> str:
+    """The DSCP in force, with a slash before that of packets over the rate; `-`: left as it is."""
+    if flow.dscp is None:
+        return "-"
+    remarks = flow.bandwidth and flow.shaping == Shaping.USE_NON_CONFORMANT_MARKINGS
+    return f"{flow.dscp}/{flow.non_conformant_dscp}" if remarks else str(flow.dscp)
+
+
+def stats_of(flow: FlowDetails) -> FlowStats:
+    """The flow's counters as their type; fields that this version does not know are left out."""
+    return msgspec.convert(flow.stats, FlowStats)
+
+
+def stats_document(stats: FlowStats) -> dict[str, Any]:
+    """All counters under the names of FlowStats."""
+    return asdict(stats)
+
+
+def flow_document(flow: FlowDetails) -> dict[str, Any]:
+    """The JSON form of one flow: words for enumerations, None for what it does not have."""
+    return {
+        "id": hex_id(flow.flow),
+        "traffic_type": type_label(flow.traffic_type),
+        "adaptive": flow.adaptive,
+        "dscp": flow.dscp,
+        "dscp_override": flow.dscp_override,
+        "non_conformant_dscp": flow.non_conformant_dscp,
+        "bandwidth": flow.bandwidth or None,
+        "shaping": shaping_label(flow.shaping) or None,
+        "pid": flow.pid,
+        "uid": flow.uid,
+        "program": flow.program,
+        "age_s": flow.age_s,
+        "members": flow.members,
+        "whole_program": flow.whole_program,
+        "shapers": flow.shapers,
+        "stats": stats_document(stats_of(flow)),
+    }
+
+
+def table(*columns: str, right: str = "") -> Table:
+    """A table with one rule below its head. `right` names the columns of figures, space-separated."""
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    figures = right.split()
+    for column in columns:
+        made.add_column(column, justify="right" if column in figures else "left", no_wrap=True, overflow="ellipsis")
+    return made
+
+
+def alarming(figure: str, style: str = "red") -> Text:
+    """A figure that stands out unless it is zero."""
+    return Text(figure, style="dim" if figure == "0" else style)

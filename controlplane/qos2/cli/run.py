@@ -1,0 +1,123 @@
+"""`qos2 run`: an unchanged program, with all of its sockets and its children's, in one flow.
+
+The daemon puts this process into a cgroup of its own; the command is started as its child, so it is
+born there. The flow ends with the command, whose exit code is handed on (128 + n for a signal n).
+"""
+
+import os
+import signal
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from rich.console import Console
+
+from qos2.cli import render
+from qos2.cli.ports import Client, ProgramFlow
+from qos2.errors import ServiceLost
+from qos2.model import MAX_BANDWIDTH, MIN_BANDWIDTH, FlowStats, Shaping, TrafficType
+
+#: Exit codes of POSIX shells for a command that is not there, or cannot be executed.
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+
+_FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
+#: si_code of a signal that the terminal sent: the whole foreground process group, our child included, has it.
+_SI_KERNEL = 0x80
+#: A missed SIGCHLD (another thread of an embedding process may take it) costs no more than this.
+_LOOK_EVERY_S = 1.0
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def rate(text: str) -> int:
+    """Bits per second of `64k`, `20M`, `1.5G` or plain digits; units are decimal. Raises ArgumentTypeError."""
+    unit = text[-1:].lower()
+    number, factor = (text[:-1], _UNITS[unit]) if unit in _UNITS and unit else (text, 1)
+    try:
+        bits = Decimal(number) * factor
+    except InvalidOperation:
+        bits = Decimal("NaN")
+    if not bits.is_finite() or not number[:1].isdigit():
+        raise ArgumentTypeError(f"{text!r} is no rate such as 64k, 20M or 1.5G (bits per second)")
+    if not MIN_BANDWIDTH <= bits <= MAX_BANDWIDTH:
+        bounds = f"{render.bandwidth(MIN_BANDWIDTH)} and {render.bandwidth(MAX_BANDWIDTH)}"
+        raise ArgumentTypeError(f"{text} is not between {bounds} bits per second")
+    return int(bits)
+
+
+def traffic_type(text: str) -> TrafficType:
+    """A traffic type by its word, with `-` or `_`. Raises ArgumentTypeError."""
+    for kind in TrafficType:
+        if kind.label == text.lower().replace("-", "_"):
+            return kind
+    raise ArgumentTypeError(f"{text!r} is none of {', '.join(kind.label for kind in TrafficType)}")
+
+
+def shaping(text: str) -> Shaping:
+    """What happens to packets over the rate, by its word, with `-` or `_`. Raises ArgumentTypeError."""
+    for kind in Shaping:
+        if kind.label == text.lower().replace("-", "_"):
+            return kind
+    raise ArgumentTypeError(f"{text!r} is none of {', '.join(kind.label for kind in Shaping)}")
+
+
+def execute(qos: Client, arguments: Namespace, _out: Console) -> int:
+    """Begin the flow, run the command in it, hand on its exit code. Our own words go to stderr."""
+    err = render.console(sys.stderr)
+    flow = qos.add_program(arguments.type)
+    if arguments.rate is not None:
+        flow.set_rate(arguments.rate, arguments.shaping)
+    code = run_command(arguments.command, err)
+    try:
+        if arguments.stats:
+            err.print(summary(flow, flow.stats()))
+        flow.close()
+    except ServiceLost as error:
+        # The command has done its work; that its flow ended earlier must not change its exit code.
+        err.print(f"qos2: {render.printable(error.message)}; the flow had ended before the command did")
+    return code
+
+
+def summary(flow: ProgramFlow, stats: FlowStats) -> str:
+    """One line of counters."""
+    return (
+        f"qos2: flow {render.hex_id(flow.id)}: {stats.packets} packets, {stats.bytes} bytes, "
+        f"{stats.delayed_packets} delayed, {stats.non_conformant_packets} remarked, "
+        f"{sum(stats.dropped_packets.values())} dropped"
+    )
+
+
+def run_command(command: Sequence[str], err: Console) -> int:
+    """Run `command` with our terminal, pass signals on to it, and wait. Returns a shell's exit code for it."""
+    # An inherited "ignore" would make the kernel reap our child without telling us its status.
+    inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    waited = {*_FORWARDED, signal.SIGCHLD}
+    # Blocked before the child exists: a signal that comes early waits, instead of killing only us.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    try:
+        try:
+            pid = os.posix_spawnp(
+                command[0], list(command), os.environ, setsigmask=mask, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ)
+            )
+        except OSError as error:
+            err.print(f"qos2: {render.printable(command[0])}: {error.strerror}")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        return _wait(pid, waited)
+    finally:
+        while signal.sigtimedwait(waited, 0) is not None:
+            pass  # meant for the command, which is gone
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGCHLD, inherited)
+
+
+def _wait(pid: int, waited: set[signal.Signals]) -> int:
+    while True:
+        received = signal.sigtimedwait(waited, _LOOK_EVERY_S)
+        if received is not None and received.si_signo in _FORWARDED and received.si_code != _SI_KERNEL:
+            os.kill(pid, received.si_signo)  # not reaped yet, so the pid is still his
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return 128 - code if code < 0 else code

@@ -1,0 +1,263 @@
+"""`qos2 top`: what each flow sends now, from the differences of its counters between two samples.
+
+Live where the output is a terminal; else, and with --once or --json, one table after one interval.
+"""
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from qos2.cli import render
+from qos2.cli.ports import Client
+from qos2.model import FlowStats
+from qos2.wire.protocol import FlowDetails
+
+#: Lines of the live view that are not flows: title, table head and rule, note on hidden flows, keys.
+_OTHER_LINES = 6
+#: Columns of the narrow table besides PROGRAM, separators counted.
+_NARROW_OTHERS = 69
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Every flow's counters, and when they were read (seconds of a monotonic clock)."""
+
+    at_s: float
+    flows: dict[int, tuple[FlowDetails, FlowStats]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One flow over the time between two samples; all figures per second."""
+
+    flow: FlowDetails
+    bits: float
+    packets: float
+    delayed: float
+    remarked: float
+    dropped: float
+
+    @property
+    def use(self) -> float | None:
+        """Its share of its contract, None without one."""
+        return self.bits / self.flow.bandwidth if self.flow.bandwidth else None
+
+
+SORTS: dict[str, Callable[[Row], Any]] = {
+    "rate": lambda row: -row.bits,
+    "packets": lambda row: -row.packets,
+    "held": lambda row: -row.delayed,
+    "drops": lambda row: -row.dropped,
+    "type": lambda row: row.flow.traffic_type,
+    "name": lambda row: row.flow.program,
+    "id": lambda row: row.flow.flow,
+}
+#: First letters are the keys of the live view.
+KEYS = {name[0]: name for name in SORTS}
+
+
+def interval(text: str) -> float:
+    """Seconds between samples. Raises ArgumentTypeError outside 0.1 .. 3600."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise ArgumentTypeError(f"{text!r} is not between 0.1 and 3600 seconds")
+    return seconds
+
+
+def execute(qos: Client, arguments: Namespace, out: Console) -> int:
+    """Show rates, once or until q."""
+    if arguments.once or arguments.json or not out.is_terminal:
+        return _once(qos, arguments, out)
+    return _live(qos, arguments, out)
+
+
+def sample(qos: Client, clock: Callable[[], float] = time.monotonic) -> Sample:
+    """Ask for all flows that the caller may see."""
+    flows = qos.flows()
+    return Sample(clock(), {flow.flow: (flow, render.stats_of(flow)) for flow in flows})
+
+
+def rows(before: Sample, after: Sample, order: str) -> list[Row]:
+    """Rates of the flows of `after`; a flow that began in between counts from its beginning."""
+    made = []
+    for number, (flow, now) in after.flows.items():
+        elapsed_s = after.at_s - before.at_s
+        if number in before.flows:
+            then = before.flows[number][1]
+        else:
+            then = FlowStats()
+            elapsed_s = min(elapsed_s, flow.age_s)
+        made.append(_row(flow, then, now, max(elapsed_s, 1e-3)))
+    return sorted(made, key=lambda row: (SORTS[order](row), row.flow.flow))
+
+
+def _row(flow: FlowDetails, then: FlowStats, now: FlowStats, elapsed_s: float) -> Row:
+    drops = sum(now.dropped_packets.values()) - sum(then.dropped_packets.values())
+    return Row(
+        flow,
+        bits=(now.bytes - then.bytes) * 8 / elapsed_s,
+        packets=(now.packets - then.packets) / elapsed_s,
+        delayed=(now.delayed_packets - then.delayed_packets) / elapsed_s,
+        remarked=(now.non_conformant_packets - then.non_conformant_packets) / elapsed_s,
+        dropped=drops / elapsed_s,
+    )
+
+
+def document(shown: Sequence[Row], interval_s: float) -> dict[str, Any]:
+    """The JSON form; `use` is the share of the contract, None without one."""
+    return {
+        "interval_s": interval_s,
+        "flows": [
+            {
+                "id": render.hex_id(row.flow.flow),
+                "traffic_type": render.type_label(row.flow.traffic_type),
+                "program": row.flow.program,
+                "pid": row.flow.pid,
+                "bandwidth": row.flow.bandwidth or None,
+                "bits_per_s": row.bits,
+                "packets_per_s": row.packets,
+                "delayed_per_s": row.delayed,
+                "remarked_per_s": row.remarked,
+                "dropped_per_s": row.dropped,
+                "use": row.use,
+            }
+            for row in shown
+        ],
+    }
+
+
+def view(shown: Sequence[Row], order: str, out: Console, *, keys: bool = False) -> Group:
+    """Title and table, cut to the terminal's height where it is live (`keys`)."""
+    bits, packets = sum(row.bits for row in shown), sum(row.packets for row in shown)
+    title = Text.assemble(
+        (f"{len(shown)} flows", "bold"),
+        f"  {render.bandwidth(bits)}bit/s  {render.scaled(packets)} packets/s  by {order}",
+    )
+    room = max(out.height - _OTHER_LINES, 1) if keys else len(shown)
+    wide = out.width >= render.WIDE_COLUMNS
+    most = max((row.bits for row in shown), default=0.0)
+    made = render.table(
+        "ID", "TYPE", "PROGRAM", "BIT/s", "OF", "USE", "PKT/s", "HELD", "RMRK", "DROP",
+        right="BIT/s OF PKT/s HELD RMRK DROP",
+    )  # fmt: skip
+    for row in shown[:room]:
+        flow = row.flow
+        made.add_row(
+            render.hex_id(flow.flow),
+            render.type_label(flow.traffic_type) if wide else render.short_type(flow.traffic_type),
+            render.program(flow.program, flow.pid, 0 if wide else max(out.width - _NARROW_OTHERS, 9)),
+            render.bandwidth(row.bits),
+            render.bandwidth(flow.bandwidth) if flow.bandwidth else "-",
+            bar(row, most, 30 if wide else 8, ascii_only=not out.encoding.startswith("utf")),
+            render.scaled(row.packets),
+            render.scaled(row.delayed),
+            render.alarming(render.scaled(row.remarked), "yellow"),
+            render.alarming(render.scaled(row.dropped)),
+        )
+    parts: list[Any] = [title, made]
+    if len(shown) > room:
+        parts.append(Text(f"{len(shown) - room} more flows: make the terminal higher", style="dim"))
+    if keys:
+        parts.append(Text("q quit; sort by " + ", ".join(f"{key} {name}" for key, name in KEYS.items()), style="dim"))
+    return Group(*parts)
+
+
+def bar(row: Row, most: float, width: int, *, ascii_only: bool) -> Text:
+    """Filled by the share of the contract; without one, dimmer and by the share of the largest rate."""
+    share = row.use if row.use is not None else (row.bits / most if most else 0.0)
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    style = "cyan" if row.use is None else "green" if share < 0.95 else "yellow"
+    full, empty = ("#", ".") if ascii_only else ("█", "░")
+    return Text.assemble((full * filled, style), (empty * (width - filled), "dim"))
+
+
+def _once(qos: Client, arguments: Namespace, out: Console) -> int:
+    before = sample(qos)
+    time.sleep(arguments.interval)
+    after = sample(qos)
+    shown = rows(before, after, arguments.sort)
+    if arguments.json:
+        render.write_json(out, document(shown, after.at_s - before.at_s))
+    else:
+        out.print(view(shown, arguments.sort, out))
+    return 0
+
+
+def _live(qos: Client, arguments: Namespace, out: Console) -> int:
+    order: str = arguments.sort
+    before = after = sample(qos)
+    with (
+        _terminated_by_exception(),
+        _Keyboard() as keyboard,
+        Live(console=out, screen=True, auto_refresh=False) as live,
+    ):
+        try:
+            while True:
+                live.update(view(rows(before, after, order), order, out, keys=True), refresh=True)
+                key = keyboard.wait(after.at_s + arguments.interval - time.monotonic())
+                if key == "q":
+                    return 0
+                order = KEYS.get(key, order)
+                if time.monotonic() >= after.at_s + arguments.interval:
+                    before, after = after, sample(qos)
+        except KeyboardInterrupt:
+            return 0
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """SIGTERM unwinds the stack, so that the terminal gets its screen and its echo back."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Keyboard:
+    """Single keys from standard input; none where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._fd is not None:
+            self._saved = termios.tcgetattr(self._fd)
+            tty.setcbreak(self._fd)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._fd is not None:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+
+    def wait(self, seconds: float) -> str:
+        """The key pressed within `seconds`, else an empty text."""
+        seconds = max(seconds, 0.0)
+        if self._fd is None:
+            time.sleep(seconds)
+            return ""
+        if not select.select([self._fd], [], [], seconds)[0]:
+            return ""
+        # Nothing to read on a ready terminal: it has hung up.
+        return os.read(self._fd, 1).decode("ascii", "replace").lower() or "q"

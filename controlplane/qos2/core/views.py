@@ -1,0 +1,80 @@
+"""Everything about one flow, and about the daemon, as values for people: `qos2 flows`, `qos2 status`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from qos2.core.flows import Flow, FlowTable
+from qos2.model import Bandwidth, DatapathStatus, Dscp, FlowId, FlowStats, Shaping, TrafficType
+
+#: So many members are told one by one, so that the view of one flow fits a message.
+MEMBERS_TOLD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """One flow at one moment. `dscp` None: left as the application sets it; `bandwidth` 0: no rate."""
+
+    flow: FlowId
+    traffic_type: TrafficType
+    adaptive: bool
+    dscp: Dscp | None
+    dscp_override: bool
+    non_conformant_dscp: Dscp
+    bandwidth: Bandwidth
+    shaping: Shaping | None
+    pid: int
+    uid: int
+    program: str
+    age_s: float
+    members: tuple[str, ...]  #: "udp 192.0.2.7:5004" each; of more than MEMBERS_TOLD the last says how many
+    whole_program: bool
+    shapers: Mapping[str, str]  #: device name -> how it holds the flow back
+    stats: FlowStats
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """The daemon at one moment. `orphans`: flows that the datapath serves for nobody, about to be ended."""
+
+    server: str
+    uptime_s: float
+    handles: int
+    flows: int
+    max_flows: int
+    orphans: int
+    datapath: DatapathStatus
+
+
+def members_of(flow: Flow, table: FlowTable) -> tuple[str, ...]:
+    """The sockets of a flow and where they send, in the order of joining."""
+    every = (
+        f"{table.sockets[cookie].transport} {destination}"
+        for cookie, destinations in flow.members.items()
+        for destination in destinations
+    )
+    told = tuple(islice(every, MEMBERS_TOLD))
+    rest = flow.member_count - len(told)
+    return (*told, f"and {rest} more") if rest else told
+
+
+def view_of(flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, str], stats: FlowStats) -> FlowView:
+    treatment, peer, policy = flow.treatment, flow.owner.peer, flow.policy
+    return FlowView(
+        flow=flow.id,
+        traffic_type=treatment.traffic_type,
+        adaptive=treatment.adaptive,
+        dscp=policy.dscp,
+        dscp_override=treatment.override is not None,
+        non_conformant_dscp=policy.non_conformant_dscp,
+        bandwidth=policy.bandwidth,
+        shaping=None if treatment.rate is None else treatment.rate.shaping,
+        pid=peer.pid,
+        uid=peer.uid,
+        program=peer.program,
+        age_s=now_s - flow.begun_s,
+        members=members_of(flow, table),
+        whole_program=flow.whole_program,
+        shapers=shapers,
+        stats=stats,
+    )

@@ -1,0 +1,248 @@
+"""The devices that the datapath watches: attached, shaped, followed as they come and go.
+
+The daemon's own namespace is attached at start; another one when the first socket of it joins a flow,
+until its last flow has ended. A delayed flow is set on every device of the namespaces it sends in.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qos2.core.bucket import bucket_depth_bytes
+from qos2.datapath import hook, shapers
+from qos2.datapath.links import Device, LinkWatch, Namespace
+from qos2.datapath.maps import open_pin
+from qos2.errors import DatapathError, DeviceGone, QosError
+from qos2.model import DeviceStatus, Shaper
+
+_LOG = logging.getLogger(__name__)
+_TSO_RTT_LOG = Path("/proc/sys/net/ipv4/tcp_tso_rtt_log")
+
+
+@dataclass
+class _Attachment:
+    device: Device
+    hook: hook.Hook
+    shaper: shapers.DeviceShaper
+
+
+@dataclass
+class _Place:
+    """One network namespace with its attachments by device index."""
+
+    namespace: Namespace
+    watch: LinkWatch
+    own: bool
+    attached: dict[int, _Attachment] = field(default_factory=dict)
+    tso_rtt_log_before: str | None = None
+
+
+class Devices:
+    """Every namespace and device in use. Methods raise DatapathError."""
+
+    def __init__(
+        self,
+        programs: Path,
+        links: Path,
+        *,
+        names: tuple[str, ...] = (),
+        hook_kind: hook.HookKind | None = None,
+        tcp_tso_rtt_log: int | None = None,
+    ) -> None:
+        """`programs` and `links` are pin folders; `names` limits the own namespace to these devices."""
+        self._programs = {path.name: open_pin(path) for path in programs.iterdir()}
+        self._links = links
+        self._names = names
+        self._hook_kind = hook_kind
+        self._tso_rtt_log = tcp_tso_rtt_log
+        self._places: dict[int, _Place] = {}
+        self._shaped: dict[int, tuple[int, frozenset[int]]] = {}  # minor -> bits/s, namespaces (empty: all)
+        self.problems: dict[str, str] = {}
+
+    def program(self, name: str) -> int:
+        """The descriptor of a pinned program."""
+        return self._programs[name]
+
+    def open_own(self) -> int:
+        """Attaches the daemon's own namespace; its cookie. Raises DeviceGone for a name that is not there."""
+        namespace = Namespace()
+        present = {device.name for device in namespace.devices()}
+        missing = [name for name in self._names if name not in present]
+        if missing:
+            namespace.close()
+            raise DeviceGone(f"there is no device {missing[0]}", f"devices here: {', '.join(sorted(present))}")
+        self._open(namespace, own=True)
+        return namespace.cookie
+
+    def open_of_socket(self, fd: int, cookie: int) -> None:
+        """Attaches the namespace of a socket unless it is known."""
+        if cookie and cookie not in self._places:
+            self._open(Namespace.of_socket(fd), own=False)
+
+    def watches(self) -> Iterator[tuple[int, LinkWatch]]:
+        """(namespace cookie, watch) of every namespace."""
+        for cookie, place in self._places.items():
+            yield cookie, place.watch
+
+    def follow(self, cookie: int) -> None:
+        """Reads what a watch has to tell and attaches or lets go of devices accordingly."""
+        place = self._places.get(cookie)
+        if place is not None and place.watch.read_events():
+            self._refresh(place)
+
+    def shape(self, minor: int, bandwidth: int, namespaces: frozenset[int]) -> None:
+        """Holds a flow to `bandwidth` bits/s on the devices of these namespaces (empty: of all)."""
+        self._shaped[minor] = (bandwidth, namespaces)
+        for cookie, place in self._places.items():
+            for attachment in place.attached.values():
+                if not namespaces or cookie in namespaces:
+                    attachment.shaper.set_flow(minor, bandwidth, bucket_depth_bytes(bandwidth))
+
+    def release(self, minor: int) -> None:
+        """Holds a flow back no longer."""
+        if self._shaped.pop(minor, None) is not None:
+            for attachment in self._attachments():
+                attachment.shaper.remove_flow(minor)
+
+    def correct(self, minor: int, ip_bytes: int, packets: int) -> None:
+        """Tells the shapers what a flow has sent since the last call."""
+        for attachment in self._attachments():
+            attachment.shaper.correct(minor, ip_bytes, packets)
+
+    def drops(self) -> dict[int, int]:
+        """Packets that the devices' queues dropped, by minor."""
+        sums: dict[int, int] = {}
+        for attachment in self._attachments():
+            for minor, packets in attachment.shaper.flow_drops().items():
+                sums[minor] = sums.get(minor, 0) + packets
+        return sums
+
+    def shapers(self, namespaces: frozenset[int]) -> Mapping[str, str]:
+        """Device name -> shaper in these namespaces (empty: all)."""
+        return {
+            attachment.device.name: attachment.shaper.kind.value
+            for cookie, place in self._places.items()
+            if not namespaces or cookie in namespaces
+            for attachment in place.attached.values()
+        }
+
+    def idle(self, used: frozenset[int]) -> None:
+        """Once a second: qdiscs that no flow needs go, and namespaces that are not in `used`."""
+        for attachment in self._attachments():
+            attachment.shaper.idle()
+        for cookie, place in list(self._places.items()):
+            if not place.own and cookie not in used:
+                self._close(cookie, place)
+
+    def status(self) -> tuple[DeviceStatus, ...]:
+        return tuple(
+            DeviceStatus(
+                name=attachment.device.name,
+                index=attachment.device.index,
+                netns_cookie=cookie,
+                hook=attachment.hook.kind,
+                shaper=attachment.shaper.kind,
+                why=attachment.shaper.why,
+                shaped_flows=attachment.shaper.flows,
+            )
+            for cookie, place in self._places.items()
+            for attachment in place.attached.values()
+        )
+
+    def close(self) -> None:
+        """Detaches from every device and puts its qdisc back."""
+        for cookie, place in list(self._places.items()):
+            self._close(cookie, place)
+        for descriptor in self._programs.values():
+            os.close(descriptor)
+        self._programs.clear()
+
+    def _attachments(self) -> Iterator[_Attachment]:
+        for place in self._places.values():
+            yield from place.attached.values()
+
+    def _open(self, namespace: Namespace, *, own: bool) -> None:
+        place = _Place(namespace, namespace.watch(), own)
+        self._places[namespace.cookie] = place
+        if self._tso_rtt_log is not None:
+            self._set_tso_rtt_log(place, self._tso_rtt_log)
+        self._refresh(place)
+
+    def _close(self, cookie: int, place: _Place) -> None:
+        del self._places[cookie]
+        for attachment in list(place.attached.values()):
+            self._detach(place, attachment)
+        if place.tso_rtt_log_before is not None:
+            self._set_tso_rtt_log(place, int(place.tso_rtt_log_before))
+        place.watch.close()
+        place.namespace.close()
+
+    def _wanted(self, place: _Place) -> dict[int, Device]:
+        devices = place.namespace.devices() if place.own and self._names else place.namespace.bottom_devices()
+        return {d.index: d for d in devices if not (place.own and self._names) or d.name in self._names}
+
+    def _refresh(self, place: _Place) -> None:
+        """Makes the attached devices those that are wanted now. A device that fails is a problem, not the end."""
+        wanted = self._wanted(place)
+        for index, attachment in list(place.attached.items()):
+            if index not in wanted:
+                self._detach(place, attachment)
+            elif wanted[index] != attachment.device:
+                attachment.device = wanted[index]
+                attachment.shaper.device = wanted[index]
+        for index, device in wanted.items():
+            if index in place.attached:
+                continue
+            try:
+                self._attach(place, device)
+                self.problems.pop(device.name, None)
+            except QosError as error:
+                _LOG.warning("device %s is not attached: %s", device.name, error)
+                self.problems[device.name] = f"device {device.name} is not attached: {error}"
+
+    def _attach(self, place: _Place, device: Device) -> None:
+        shaper = shapers.shaper_for(place.namespace, device)
+        program = f"qos_{shaper.kind.value}" + ("" if device.ethernet else "_l3")
+        pin = self._links / f"{place.namespace.cookie}-{device.index}"
+        attached = hook.attach(place.namespace, device.index, self._programs[program], pin, self._hook_kind)
+        place.attached[device.index] = _Attachment(device, attached, shaper)
+        for minor, (bandwidth, namespaces) in self._shaped.items():
+            if not namespaces or place.namespace.cookie in namespaces:
+                shaper.set_flow(minor, bandwidth, bucket_depth_bytes(bandwidth))
+        _LOG.info("device %s: %s, %s (%s)", device.name, attached.kind, shaper.kind.value, shaper.why)
+
+    def _detach(self, place: _Place, attachment: _Attachment) -> None:
+        del place.attached[attachment.device.index]
+        try:
+            hook.detach(attachment.hook)
+            attachment.shaper.close()
+        except DeviceGone:
+            pass  # filters and qdiscs went with it
+        except DatapathError as error:
+            _LOG.warning("device %s is left attached: %s", attachment.device.name, error)
+        _LOG.info("device %s: detached", attachment.device.name)
+
+    def _set_tso_rtt_log(self, place: _Place, value: int) -> None:
+        def write() -> str:
+            before = _TSO_RTT_LOG.read_text().strip()
+            _TSO_RTT_LOG.write_text(str(value))
+            return before
+
+        try:
+            before = place.namespace.run(write)
+        except OSError as error:
+            self.problems["tcp_tso_rtt_log"] = f"tcp_tso_rtt_log cannot be set: {error.strerror}"
+            return
+        if place.tso_rtt_log_before is None:
+            place.tso_rtt_log_before = before
+
+
+def degraded(devices: tuple[DeviceStatus, ...]) -> list[str]:
+    """What a person must be told of devices that cannot hold packets back."""
+    return [
+        f"device {device.name} can only police ({device.why}): packets over a rate are dropped, TCP suffers"
+        for device in devices
+        if device.shaper is Shaper.POLICE
+    ]

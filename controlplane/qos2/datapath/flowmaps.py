@@ -1,0 +1,178 @@
+"""The three arrays of a flow (policy, hot, cold) as memory: begin, change, end and read flows.
+
+The daemon writes `policy` with plain stores; packets write `hot` and `cold`. The one exception: while
+no flow is in a slot, its lines are zeroed for the next one, or that one would inherit a debt.
+"""
+
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qos2.core.bucket import bucket_depth_bytes
+from qos2.datapath import abi
+from qos2.datapath.maps import MappedArray
+from qos2.model import SLOT_BITS, SLOT_MASK, Action, FlowId, FlowPolicy, FlowStats
+
+_POLICY = struct.Struct("=4BQQII")  # struct flow_policy behind its flow_id
+_FLOW_ID = struct.Struct("=I")
+_POLICY_BYTES, _LINE_BYTES = 32, 64
+_HOT = struct.Struct("=4Q8I")
+_COLD = struct.Struct("=8Q")
+_ZERO_LINE = bytes(_LINE_BYTES)
+_NS_PER_BYTE_BIT = 8_000_000_000
+
+_CLOCK_MONOTONIC_COARSE = 6  #: of linux/time.h: advances by jiffies
+
+#: How late the datapath's cached clock may be: it could lend a flow this much more than its depth.
+TICK_NS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
+
+
+def contract(bandwidth: int) -> tuple[int, int]:
+    """(ns_per_byte_20, depth_ns) of struct flow_policy for a rate in bits/s; (0, 0) for none.
+
+    The inverse rate is rounded up. A depth of two ticks or more gives one tick back, which the cached
+    clock may add: the bucket never exceeds what the contract grants.
+    """
+    if not bandwidth:
+        return 0, 0
+    ns_per_byte_20 = -(-(_NS_PER_BYTE_BIT << 20) // bandwidth)
+    depth_ns = bucket_depth_bytes(bandwidth) * _NS_PER_BYTE_BIT // bandwidth
+    return ns_per_byte_20, depth_ns - TICK_NS if depth_ns >= 2 * TICK_NS else depth_ns
+
+
+class FlowMaps:
+    """Slots 1 .. max_flows of the arrays pinned below `pins`."""
+
+    def __init__(self, pins: Path) -> None:
+        self._policy = MappedArray(pins / "policy", abi.FlowPolicy, writable=True)
+        self._hot = MappedArray(pins / "hot", abi.FlowHot, writable=True)
+        self._cold = MappedArray(pins / "cold", abi.FlowCold, writable=True)
+        self.max_flows = self._policy.entries - 1
+        occupied = self.occupied()
+        self._highest_slot = max(occupied, default=0)
+        self.used = len(occupied)
+
+    def occupied(self) -> dict[int, FlowId]:
+        """Every slot that has a flow."""
+        ids = self._policy.view["flow_id"]
+        return {int(slot): FlowId(int(ids[slot])) for slot in np.flatnonzero(ids)}
+
+    def delayed(self) -> list[tuple[FlowId, int, int]]:
+        """(flow, htb minor, bits/s) of every flow with a delaying contract."""
+        view = self._policy.view
+        found = np.flatnonzero((view["flow_id"] != 0) & (view["htb_minor"] != 0) & (view["ns_per_byte_20"] != 0))
+        return [
+            (
+                FlowId(int(view["flow_id"][slot])),
+                int(view["htb_minor"][slot]),
+                (_NS_PER_BYTE_BIT << 20) // int(view["ns_per_byte_20"][slot]),
+            )
+            for slot in found
+        ]
+
+    def generation(self, slot: int) -> int:
+        """The generation that the slot had last, 0 if none."""
+        return int(self._policy.view["last_flow_id"][slot]) >> SLOT_BITS
+
+    def put(self, policy: FlowPolicy, *, htb_minor: int, fresh: bool) -> None:
+        """Begins or changes a flow; one that begins counts from 0."""
+        slot = policy.flow & SLOT_MASK
+        memory, at = self._policy.memory, slot * _POLICY_BYTES
+        if fresh:
+            line = slot * _LINE_BYTES
+            self._hot.memory[line : line + _LINE_BYTES] = _ZERO_LINE
+            self._cold.memory[line : line + _LINE_BYTES] = _ZERO_LINE
+            self._highest_slot = max(self._highest_slot, slot)
+            self.used += 1
+        marks = policy.dscp is not None
+        ns_per_byte_20, depth_ns = contract(policy.bandwidth)
+        _POLICY.pack_into(
+            memory,
+            at + _FLOW_ID.size,
+            policy.dscp or 0,
+            policy.non_conformant_dscp,
+            policy.action if ns_per_byte_20 else Action.NONE,
+            abi.PolicyFlag.MARK if marks else 0,
+            ns_per_byte_20,
+            depth_ns,
+            htb_minor,
+            policy.flow,
+        )
+        _FLOW_ID.pack_into(memory, at, policy.flow)
+
+    def end(self, flow: FlowId) -> None:
+        """From now on packets of the flow's sockets pass untouched."""
+        memory, at = self._policy.memory, (flow & SLOT_MASK) * _POLICY_BYTES
+        if _FLOW_ID.unpack_from(memory, at)[0] == flow:
+            _FLOW_ID.pack_into(memory, at, 0)
+            self.used -= 1
+
+    def dscp(self, flow: FlowId) -> int | None:
+        """The DSCP that a live flow's policy writes, None if it writes none."""
+        record = self._policy.view[flow & SLOT_MASK]
+        return int(record["dscp"]) if record["flags"] & abi.PolicyFlag.MARK else None
+
+    def traffic(self, flow: FlowId) -> tuple[int, int]:
+        """(bytes at IP level, packets) so far."""
+        hot = _HOT.unpack_from(self._hot.memory, (flow & SLOT_MASK) * _LINE_BYTES)
+        return hot[1], hot[2]
+
+    def stats(self, flow: FlowId, queue_drops: int) -> FlowStats:
+        """All counters; `queue_drops` are packets that a device's queue of this flow dropped."""
+        line = (flow & SLOT_MASK) * _LINE_BYTES
+        hot = _HOT.unpack_from(self._hot.memory, line)
+        cold = _COLD.unpack_from(self._cold.memory, line)
+        dropped_packets = {reason.label: cold[2 + reason] for reason in abi.Drop}
+        if queue_drops:
+            dropped_packets["queue"] = queue_drops
+        return FlowStats(
+            bytes=hot[1],
+            packets=hot[2],
+            non_conformant_bytes=hot[3],
+            non_conformant_packets=hot[4],
+            srtt_us=hot[6],
+            min_rtt_us=hot[7],
+            retransmits=hot[8],
+            lost=hot[9],
+            delivered=hot[10],
+            delivered_ce=hot[11],
+            delayed_packets=cold[0],
+            delay_ns=cold[1],
+            dropped_packets=dropped_packets,
+            dropped_bytes={reason.label: cold[4 + reason] for reason in abi.Drop},
+            last_ns=cold[6],
+        )
+
+    def totals(self, type_of_slot: bytearray, types: int) -> list[FlowStats]:
+        """Sums over the live flows of each type 0 .. types-1; other values in `type_of_slot` are left out."""
+        end = min(self._highest_slot + 1, len(type_of_slot))
+        kinds = np.frombuffer(type_of_slot, np.uint8, count=end)
+        hot, cold = self._hot.view[:end], self._cold.view[:end]
+        return [_sum(hot[chosen], cold[chosen]) for chosen in (np.flatnonzero(kinds == kind) for kind in range(types))]
+
+    def close(self) -> None:
+        for array in (self._policy, self._hot, self._cold):
+            array.close()
+
+
+def _sum(hot: np.ndarray, cold: np.ndarray) -> FlowStats:
+    def total(name: str) -> int:
+        return int(hot[name].sum(dtype=np.uint64))
+
+    def dropped(name: str) -> Mapping[str, int]:
+        sums = cold[name].sum(axis=0, dtype=np.uint64)
+        return {reason.label: int(sums[reason]) for reason in abi.Drop}
+
+    return FlowStats(
+        bytes=total("bytes"),
+        packets=total("packets"),
+        non_conformant_bytes=total("non_conformant_bytes"),
+        non_conformant_packets=total("non_conformant_packets"),
+        delayed_packets=int(cold["delayed_packets"].sum(dtype=np.uint64)),
+        delay_ns=int(cold["delay_ns"].sum(dtype=np.uint64)),
+        dropped_packets=dropped("dropped_packets"),
+        dropped_bytes=dropped("dropped_bytes"),
+    )

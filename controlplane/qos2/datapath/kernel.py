@@ -1,0 +1,296 @@
+"""The datapath port over the real kernel: policies into maps, sockets into their storage, rates onto devices.
+
+Composes the other modules of this package; the only one that the daemon makes. Decides nothing about
+QoS2: the core does.
+"""
+
+import ctypes
+import os
+import platform
+import socket
+from array import array
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from qos2.datapath import abi, binding, preset, shapers
+from qos2.datapath.devices import Devices, degraded
+from qos2.datapath.flowmaps import FlowMaps
+from qos2.datapath.maps import Map, PerCpuCounters, RingBuffer
+from qos2.datapath.pins import Pins
+from qos2.datapath.programs import Programs, cgroup_mount
+from qos2.errors import DatapathError, LimitExceeded
+from qos2.model import (
+    Action,
+    DatapathStatus,
+    Destination,
+    Dscp,
+    FlowId,
+    FlowPolicy,
+    FlowStats,
+    Peer,
+    SocketFacts,
+    Transport,
+)
+
+
+class _Minors:
+    """Minor numbers of delayed flows: the next unused one, or one that was given back long ago."""
+
+    def __init__(self, used: set[int]) -> None:
+        self._used = used
+        self._next = max(used, default=0) + 1
+        self._freed = array("H")
+
+    def take(self) -> int:
+        while self._next < 0xFFFF:
+            minor, self._next = self._next, self._next + 1
+            if minor not in shapers.RESERVED_MINORS and minor not in self._used:
+                return minor
+        if not self._freed:
+            raise LimitExceeded(
+                "65,000 flows have a delaying rate contract", "use_non_conformant_markings needs no queue"
+            )
+        return self._freed.pop(0)
+
+    def give(self, minor: int) -> None:
+        self._freed.append(minor)
+
+
+@dataclass(slots=True)
+class _Shaped:
+    """A flow with a delaying contract."""
+
+    minor: int
+    bandwidth: int
+    namespaces: frozenset[int]
+    bytes: int = 0
+    packets: int = 0
+
+
+class KernelDatapath:
+    """Implements core.ports.Datapath. Open it with `with`; close() takes everything off the host again."""
+
+    def __init__(
+        self,
+        pins: Pins,
+        *,
+        device_names: tuple[str, ...] = (),
+        preset_tos: bool = True,
+        tcp_tso_rtt_log: int | None = None,
+    ) -> None:
+        """`pins` are filled; `device_names` empty means every bottom device. Raises DatapathError."""
+        with ExitStack() as undo:
+            self._pins = pins
+            self._preset = preset_tos
+            self._flows = FlowMaps(pins.maps)
+            undo.callback(self._flows.close)
+            self._sockets = Map(pins.maps / "sockets", ctypes.c_int, abi.SocketFlow)
+            undo.callback(self._sockets.close)
+            self._destinations = Map(pins.maps / "destinations", abi.Destination, ctypes.c_uint32)
+            undo.callback(self._destinations.close)
+            self._counters = PerCpuCounters(pins.maps / "counters", abi.COUNTERS)
+            undo.callback(self._counters.close)
+            self._events = dict.fromkeys(abi.EventKind, 0)
+            self._ring = RingBuffer(pins.maps / "events", abi.Event, self._receive)
+            undo.callback(self._ring.close)
+            self.devices = Devices(pins.programs, pins.links, names=device_names, tcp_tso_rtt_log=tcp_tso_rtt_log)
+            undo.callback(self.devices.close)
+            cgroups = Map(pins.maps / "cgroups", ctypes.c_uint64, ctypes.c_uint32)
+            self._programs = Programs(cgroups, os.dup(self.devices.program("qos_sock_create")))
+            undo.callback(self._programs.close)
+            self._further: dict[int, set[Destination]] = {}
+            self._shaped: dict[FlowId, _Shaped] = {}
+            self._namespaces: dict[FlowId, frozenset[int]] = {}
+            self._drops: dict[int, int] = {}
+            self._orphans = self._flows.occupied()
+            self._take_over()
+            self.own_netns_cookie = self.devices.open_own()
+            self._undo = undo.pop_all()
+
+    @property
+    def max_flows(self) -> int:
+        return self._flows.max_flows
+
+    def occupied_slots(self) -> Mapping[int, FlowId]:
+        return self._orphans
+
+    def generation(self, slot: int) -> int:
+        return self._flows.generation(slot)
+
+    def put(self, policy: FlowPolicy, *, fresh: bool) -> None:
+        delayed = policy.action is Action.DELAY and policy.bandwidth > 0
+        shaped = self._shaped.get(policy.flow)
+        minor = 0
+        if delayed:
+            minor = shaped.minor if shaped else self._minors.take()
+            try:
+                self.devices.shape(minor, policy.bandwidth, policy.netns_cookies)
+            except DatapathError:
+                if shaped is None:
+                    self._release(minor)
+                raise
+            traffic = (0, 0) if fresh else self._flows.traffic(policy.flow)
+            self._shaped[policy.flow] = _Shaped(minor, policy.bandwidth, policy.netns_cookies, *traffic)
+        self._namespaces[policy.flow] = policy.netns_cookies
+        self._flows.put(policy, htb_minor=minor, fresh=fresh)
+        if shaped and not delayed:
+            self._release(self._shaped.pop(policy.flow).minor)
+
+    def end(self, flow: FlowId) -> None:
+        self._flows.end(flow)
+        self._namespaces.pop(flow, None)
+        shaped = self._shaped.pop(flow, None)
+        if shaped:
+            self._release(shaped.minor)
+
+    def bind(self, fd: int, facts: SocketFacts, flows: Mapping[Destination, FlowId]) -> None:
+        self.devices.open_of_socket(fd, facts.netns_cookie)
+        key = ctypes.c_int(fd)
+        current = self._sockets.get(key)
+        value, further = binding.plan(flows, current)
+        if self._preset:
+            self._preset_dscp(fd, facts, value, flows)
+        for destination, flow in further.items():
+            self._destinations.put(binding.destination_key(facts.cookie, destination), ctypes.c_uint32(flow))
+        if flows or value.flags & abi.SocketFlag.PRESET:
+            self._sockets.put(key, value)
+        else:
+            self._sockets.delete(key)
+        for stale in self._further.get(facts.cookie, set()) - further.keys():
+            self._destinations.delete(binding.destination_key(facts.cookie, stale))
+        if further:
+            self._further[facts.cookie] = set(further)
+        else:
+            self._further.pop(facts.cookie, None)
+
+    def unbind(self, cookie: int, destinations: tuple[Destination, ...]) -> None:
+        known = self._further.get(cookie)
+        if known is None:
+            return
+        for destination in destinations:
+            if destination in known:
+                known.discard(destination)
+                self._destinations.delete(binding.destination_key(cookie, destination))
+        if not known:
+            del self._further[cookie]
+
+    def adopt_program(self, flow: FlowId, peer: Peer) -> None:
+        self._programs.adopt(flow, peer)
+
+    def release_program(self, flow: FlowId) -> None:
+        self._programs.release(flow)
+
+    def stats(self, flow: FlowId) -> FlowStats:
+        shaped = self._shaped.get(flow)
+        return self._flows.stats(flow, self._drops.get(shaped.minor, 0) if shaped else 0)
+
+    def totals(self, type_of_slot: bytearray, types: int) -> list[FlowStats]:
+        """Sums over live flows by type (flowmaps.FlowMaps.totals)."""
+        return self._flows.totals(type_of_slot, types)
+
+    def shapers(self, flow: FlowId) -> Mapping[str, str]:
+        shaped = self._shaped.get(flow)
+        return self.devices.shapers(shaped.namespaces) if shaped else {}
+
+    def status(self) -> DatapathStatus:
+        devices = self.devices.status()
+        kinds = shapers.available_kinds()
+        counters = self._counters.read()
+        return DatapathStatus(
+            kernel=platform.release(),
+            devices=devices,
+            features={
+                "tcx": any(device.hook == "tcx" for device in devices),
+                "fq": "fq" in kinds,
+                "htb": "htb" in kinds,
+                "cgroup2": cgroup_mount() is not None,
+                "netns_cookie": self.own_netns_cookie != 0,
+            },
+            counters={name.label: counters[name] for name in abi.Counter},
+            events={kind.label: number for kind, number in self._events.items()},
+            map_entries={
+                "policy": (self._flows.used, self.max_flows),
+                "destinations": (sum(map(len, self._further.values())), self._destinations.max_entries),
+            },
+            problems=(*self.devices.problems.values(), *degraded(devices)),
+        )
+
+    def event_fd(self) -> int:
+        """Readable when events() has something."""
+        return self._ring.fileno()
+
+    def events(self) -> None:
+        """Takes what the ring buffer holds."""
+        self._ring.consume()
+
+    def correct_shapers(self) -> None:
+        """About five times a second: shapers that count link headers learn the flows' packet sizes."""
+        for flow, shaped in self._shaped.items():
+            octets, packets = self._flows.traffic(flow)
+            if octets != shaped.bytes:
+                self.devices.correct(shaped.minor, octets - shaped.bytes, packets - shaped.packets)
+                shaped.bytes, shaped.packets = octets, packets
+
+    def idle(self) -> None:
+        """Once a second: queues' drops are read, qdiscs and namespaces that nobody needs go."""
+        if self._shaped:
+            self._drops = self.devices.drops()
+        used = frozenset[int]().union(*self._namespaces.values())
+        self.devices.idle(used | {self.own_netns_cookie})
+
+    def close(self) -> None:
+        """Filters, qdiscs, cgroups and pins of this daemon go; maps with them."""
+        self._undo.close()
+        self._pins.remove()
+
+    def _receive(self, event: abi.Event) -> None:
+        kind = abi.EventKind(event.kind)
+        self._events[kind] += 1
+
+    def _release(self, minor: int) -> None:
+        self.devices.release(minor)
+        self._minors.give(minor)
+        self._drops.pop(minor, None)
+
+    def _preset_dscp(
+        self, fd: int, facts: SocketFacts, value: abi.SocketFlow, flows: Mapping[Destination, FlowId]
+    ) -> None:
+        """Presets the socket's DSCP where one flow speaks for all of its packets, else puts the old one back."""
+        kind = socket.SOCK_STREAM if facts.transport is Transport.TCP else socket.SOCK_DGRAM
+        sock = socket.socket(facts.family, kind, fileno=fd)
+        try:
+            dscp = None
+            if len(flows) == 1:
+                ((destination, flow),) = flows.items()
+                if destination.is_any or destination == facts.peer:
+                    dscp = self._flows.dscp(flow)
+            before = preset.read_dscp(sock, facts)
+            if before is None:
+                return
+            if value.flags & abi.SocketFlag.PRESET and before == value.preset_dscp:
+                before = value.original_dscp  # ours, not the application's
+            value.flags &= ~abi.SocketFlag.PRESET
+            if dscp is not None and dscp != before:
+                value.flags |= abi.SocketFlag.PRESET
+                value.preset_dscp, value.original_dscp = dscp, before
+            preset.write_dscp(sock, facts, Dscp(before if dscp is None else dscp))
+        except OSError as error:
+            raise DatapathError(f"the socket refuses its DSCP: {error.strerror}") from error
+        finally:
+            sock.detach()
+
+    def _take_over(self) -> None:
+        """Flows of a daemon that was killed go on as they are: their contracts are set on the devices anew."""
+        minors: set[int] = set()
+        for flow, minor, bandwidth in self._flows.delayed():
+            self.devices.shape(minor, bandwidth, frozenset())
+            self._shaped[flow] = _Shaped(minor, bandwidth, frozenset(), *self._flows.traffic(flow))
+            minors.add(minor)
+        self._minors = _Minors(minors)
+        live = set(self._orphans.values())
+        self._programs.clear_stale(live)
+        for key in list(self._destinations.keys()):
+            entry = self._destinations.get(key)
+            if entry is not None and FlowId(entry.value) not in live:
+                self._destinations.delete(key)

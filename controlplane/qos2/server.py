@@ -1,0 +1,374 @@
+"""The daemon's socket: accepts clients, reads their requests, sends the replies. An edge; no rules here.
+
+One event loop, non-blocking SEQPACKET sockets and no streams: a packet is a request. Each request is
+whole before the next is read, and no client can make another wait: not by sending much (a turn has at
+most TURN_REQUESTS), by never reading (its replies are bounded), by passing strange descriptors (what may
+wait is closed elsewhere), nor by finding a bug (it is logged and answered `internal`).
+"""
+
+import asyncio
+import contextlib
+import errno
+import grp
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from qos2.core.service import Service
+from qos2.errors import AlreadyRunning, ConfigError, InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
+from qos2.session import Session
+from qos2.sockets import Closer, Passed, peer_of
+from qos2.wire import protocol
+
+#: Members may set a raw DSCP and see everybody's flows.
+PRIVILEGED_GROUP = "qos2"
+#: Requests of one client served before the others have their turn.
+TURN_REQUESTS = 32
+#: Replies kept for a client that does not read, beyond what its socket holds.
+QUEUED_REPLIES = 64
+#: Descriptors of one user whose close() waits; with more, no further one is taken from him.
+WAITING_DESCRIPTORS = 64
+
+_BACKLOG = 1024
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_S = 1.0
+_ANCILLARY = socket.CMSG_SPACE(struct.calcsize("i") * protocol.MAX_DESCRIPTORS)
+_OPS: dict[type[protocol.Request], str] = {
+    each: str(each.__struct_config__.tag) for each in protocol.Request.__subclasses__()
+}
+
+
+class _User:
+    """What all connections of one uid take together."""
+
+    __slots__ = ("connections", "waiting")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.waiting: set[Passed] = set()
+
+
+class _Client:
+    """One connection."""
+
+    __slots__ = ("ended", "replies", "session", "socket", "user")
+
+    def __init__(self, connected: socket.socket, session: Session, user: _User) -> None:
+        self.socket = connected
+        self.session = session
+        self.user = user
+        self.replies: deque[bytes] = deque()
+        self.ended = False
+
+
+class Server:
+    """Serves a Service on an AF_UNIX SOCK_SEQPACKET socket at `path`, in the running asyncio loop.
+
+    `observe` is called with operation ("invalid" for what is none), result ("ok" or the code of the error)
+    and seconds, once per request. `connections` bounds all connections, `connections_per_uid` those of one
+    user other than root.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        path: str,
+        *,
+        observe: Callable[[str, str, float], None],
+        mode: int = 0o666,
+        logger: logging.Logger,
+        connections: int = 4096,
+        connections_per_uid: int = 1024,
+    ) -> None:
+        self._service = service
+        self._path = path
+        self._observe = observe
+        self._mode = mode
+        self._log = logger
+        self._most_connections = connections
+        self._most_connections_per_uid = connections_per_uid
+        self._privileged_gid = _gid_of(PRIVILEGED_GROUP)
+        self._closer = Closer()
+        self._clients: set[_Client] = set()
+        self._users: dict[int, _User] = {}
+        self._accepted = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._resume: asyncio.TimerHandle | None = None
+        #: Connections refused or given up, by reason: connections, connections_per_uid, not_reading,
+        #: resources, credentials.
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    def start(self) -> None:
+        """Listen. To be called in the running loop.
+
+        Raises AlreadyRunning where another daemon answers at the path, ConfigError where it cannot be used.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._listener = listen_at(self._path, self._mode)
+        found = os.stat(self._path)
+        self._inode = (found.st_dev, found.st_ino)
+        self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """End all connections with their flows, and remove the socket file unless it is another daemon's by now."""
+        if self._loop is None or self._listener is None:
+            return
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._listener)
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self._path)
+            if (found.st_dev, found.st_ino) == self._inode:
+                os.unlink(self._path)
+        self._listener.close()
+        self._listener = None
+        for client in tuple(self._clients):
+            self._end(client)
+        if not self._closer.stop(timeout_s=1.0):
+            self._log.warning("a descriptor that a client passed is still being closed by its file system")
+
+    # Connections
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(TURN_REQUESTS):
+            try:
+                connected, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._pause(error)
+                    return
+                self._log.warning("a connection was lost before it was accepted: %s", error)
+                continue
+            self._welcome(connected)
+
+    def _pause(self, error: OSError) -> None:
+        """The waiting connection keeps the listener readable: look again later, not in a busy loop."""
+        assert self._loop is not None
+        assert self._listener is not None
+        self.refused["resources"] += 1
+        self._log.error("no connection can be accepted: %s; raise LimitNOFILE", error)
+        self._loop.remove_reader(self._listener)
+        self._resume = self._loop.call_later(_PAUSE_S, self._loop.add_reader, self._listener, self._accept)
+
+    def _welcome(self, connected: socket.socket) -> None:
+        assert self._loop is not None
+        connected.setblocking(False)
+        self._accepted += 1
+        try:
+            peer = peer_of(connected, self._privileged_gid, stranger=-self._accepted)
+        except OSError as error:
+            self._log.warning("a client was refused, its credentials cannot be read: %s", error)
+            self._refuse(connected, "credentials", NotPermitted("the credentials of the client cannot be read"))
+            return
+        user = self._users.get(peer.uid) or _User()
+        if len(self._clients) >= self._most_connections:
+            self._refuse(connected, "connections", _too_many(self._most_connections, "connections"))
+        elif peer.uid != 0 and user.connections >= self._most_connections_per_uid:
+            refusal = _too_many(self._most_connections_per_uid, "connections_per_uid")
+            self._refuse(connected, "connections_per_uid", refusal)
+        else:
+            user.connections += 1
+            self._users[peer.uid] = user
+            client = _Client(connected, Session(self._service, peer), user)
+            self._clients.add(client)
+            self._loop.add_reader(connected, self._readable, client)
+
+    def _refuse(self, connected: socket.socket, reason: str, error: QosError) -> None:
+        self.refused[reason] += 1
+        # Its queue is empty and takes the words, unless the client is gone already.
+        with contextlib.suppress(OSError):
+            connected.send(protocol.encode(protocol.failure(0, error)))
+        connected.close()
+
+    def _end(self, client: _Client) -> None:
+        """The connection has ended, and its handle with it."""
+        if client.ended:
+            return
+        assert self._loop is not None
+        client.ended = True
+        self._loop.remove_reader(client.socket)
+        self._loop.remove_writer(client.socket)
+        client.socket.close()
+        client.replies.clear()
+        self._clients.discard(client)
+        user = client.user
+        user.connections -= 1
+        if user.connections == 0 and not user.waiting:
+            self._users.pop(client.session.peer.uid, None)
+        try:
+            client.session.end()
+        except Exception:
+            self._log.exception("a bug: the handle of %s could not be closed", client.session.peer)
+
+    # Requests
+
+    def _readable(self, client: _Client) -> None:
+        room = _ANCILLARY if len(client.user.waiting) < WAITING_DESCRIPTORS else 0
+        for _ in range(TURN_REQUESTS):
+            try:
+                data, ancillary, flags, _address = client.socket.recvmsg(
+                    protocol.MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                self._end(client)
+                return
+            if not data:
+                self._end(client)
+                return
+            passed = _descriptors(ancillary) if ancillary else []
+            try:
+                reply, op, result, seconds = self._answer(client.session, data, flags, passed)
+            finally:
+                for each in passed:
+                    self._closer.close(each, client.user.waiting)
+            self._send(client, reply)
+            self._observe(op, result, seconds)
+            if client.ended:
+                return
+
+    def _answer(self, session: Session, data: bytes, flags: int, passed: list[Passed]) -> tuple[bytes, str, str, float]:
+        """The reply to one packet, whatever it holds; operation, result and seconds for the metrics."""
+        began_s = time.perf_counter()
+        op = "invalid"
+        number: int | None = None
+        error: QosError
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(passed) > protocol.MAX_DESCRIPTORS:
+                raise _cut(flags, passed)
+            request = protocol.decode_request(data)
+            op, number = _OPS[type(request)], request.id
+            reply = protocol.encode(session.answer(request, passed[0] if passed else None))
+            if len(reply) > protocol.MAX_MESSAGE_BYTES:
+                raise RuntimeError(f"a reply of {len(reply)} bytes to {op}")
+            return reply, op, "ok", time.perf_counter() - began_s
+        except QosError as refusal:
+            error = refusal
+        except Exception:
+            self._log.exception("a bug: request %s of %s failed", op, session.peer)
+            error = InternalError("a bug of the daemon in this request", "its log has the traceback")
+        if number is None:
+            number = protocol.request_id(data)
+        return protocol.encode(protocol.failure(number, error)), op, error.code, time.perf_counter() - began_s
+
+    # Replies
+
+    def _send(self, client: _Client, reply: bytes) -> None:
+        if not client.replies:
+            try:
+                client.socket.send(reply)
+                return
+            except BlockingIOError:
+                assert self._loop is not None
+                self._loop.add_writer(client.socket, self._writable, client)
+            except OSError:
+                self._end(client)
+                return
+        if len(client.replies) >= QUEUED_REPLIES:
+            self.refused["not_reading"] += 1
+            self._log.warning("%s does not read its replies: its connection is closed", client.session.peer)
+            self._end(client)
+            return
+        client.replies.append(reply)
+
+    def _writable(self, client: _Client) -> None:
+        assert self._loop is not None
+        try:
+            while client.replies:
+                client.socket.send(client.replies[0])
+                client.replies.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(client)
+            return
+        self._loop.remove_writer(client.socket)
+
+
+def listen_at(path: str, mode: int) -> socket.socket:
+    """A listening socket at `path` with these permissions; its directory is made, a dead daemon's file replaced.
+
+    Raises AlreadyRunning where somebody answers there, ConfigError where the path cannot be used.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+        _clear(path)
+        listener.bind(path)
+        # Nobody can connect before listen(), so nobody comes in under the wrong permissions.
+        os.chmod(path, mode)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen at {path}: {error.strerror or error}", "choose another with `socket` or --socket"
+        ) from error
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _clear(path: str) -> None:
+    """Remove the socket file of a daemon that is gone. Two daemons starting in the same instant are not told apart."""
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise ConfigError(f"{path} exists and is no socket", "choose another with `socket` or --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody is there
+    raise AlreadyRunning(f"a daemon answers at {path}", "stop it first, or choose another with --socket")
+
+
+def _gid_of(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Passed]:
+    """All descriptors that came with a packet: whatever becomes of it, each is to be closed."""
+    return [
+        Passed(fd)
+        for level, kind, content in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (fd,) in struct.iter_unpack("i", content[: len(content) - len(content) % 4])
+    ]
+
+
+def _too_many(limit: int, key: str) -> QosError:
+    return LimitExceeded(f"there are {limit} connections", f"close some, or raise `{key}` in the configuration")
+
+
+def _cut(flags: int, passed: list[Passed]) -> QosError:
+    """Why a packet that did not arrive whole is refused."""
+    if flags & socket.MSG_TRUNC:
+        return ProtocolError("the request is too long", f"at most {protocol.MAX_MESSAGE_BYTES} bytes")
+    if passed:
+        return ProtocolError("surplus descriptors", f"at most {protocol.MAX_DESCRIPTORS} with a request")
+    return LimitExceeded("the daemon cannot take the descriptor", "too many are open or not closed yet; try again")

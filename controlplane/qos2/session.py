@@ -1,0 +1,266 @@
+"""What one connection asks, and what the service answers: each request to its call, each value to its result.
+
+No I/O but on passed descriptors, and no policy: the rules are the service's. Long answers are cut into
+pages here, so that every reply fits MAX_MESSAGE_BYTES.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from qos2.core.service import Service
+from qos2.core.views import FlowView
+from qos2.errors import InvalidRequest, ProtocolError
+from qos2.model import Destination, Peer
+from qos2.sockets import Passed
+from qos2.wire import protocol
+
+#: Room for the fields around the entries of a page.
+_FRAME_BYTES = 512
+_PAGE_BYTES = protocol.MAX_MESSAGE_BYTES - _FRAME_BYTES
+#: Flows asked of the service for one page; a short entry has about 600 bytes.
+_PAGE_FLOWS = 32
+#: Ids in one page: ten digits and a comma each.
+_PAGE_IDS = _PAGE_BYTES // 11
+#: So many shapers of one flow are told one by one.
+_TOLD_SHAPERS = 64
+#: Room for what the datapath has to complain about.
+_PROBLEM_BYTES = 4096
+_PROBLEM_CHARACTERS = 400
+
+
+class Session:
+    """One connection's view of the service. Its handle is opened by the first request."""
+
+    __slots__ = ("_handle", "_listed", "_service", "peer")
+
+    def __init__(self, service: Service, peer: Peer) -> None:
+        self._service = service
+        self._handle = 0
+        self._listed: array[int] | None = None
+        self.peer = peer
+
+    def answer(self, request: protocol.AnyRequest, passed: Passed | None) -> protocol.Result:
+        """The result of one request. Raises what the service raises, and ProtocolError for requests out of order."""
+        if passed is not None and not isinstance(request, protocol.AddSocket | protocol.RemoveSocket):
+            raise ProtocolError(
+                "a descriptor with a request that takes none", "pass it with add_socket or remove_socket"
+            )
+        if self._handle == 0 and not isinstance(request, protocol.OpenHandle):
+            raise ProtocolError("no handle is open", "the first request of a connection is open_handle")
+        return _ANSWERS[type(request)](self, request, passed)
+
+    def end(self) -> None:
+        """The connection has ended, and with it the handle and its flows."""
+        if self._handle:
+            handle, self._handle = self._handle, 0
+            self._service.close_handle(handle)
+
+    def _open_handle(self, request: protocol.OpenHandle, _: Passed | None) -> protocol.Result:
+        if self._handle:
+            raise ProtocolError("the handle is open already", "one connection is one handle")
+        self._handle = self._service.open_handle(self.peer, request.version)
+        return protocol.Opened(id=request.id, server=self._service.version, privileged=self.peer.privileged)
+
+    def _add_socket(self, request: protocol.AddSocket, passed: Passed | None) -> protocol.Result:
+        if passed is None:
+            raise InvalidRequest("add_socket without a socket", "pass its descriptor by SCM_RIGHTS with the request")
+        flow = self._service.add_socket(
+            self._handle,
+            passed.fd,
+            passed.facts(),
+            traffic_type=request.traffic_type,
+            flow=request.flow,
+            destination=_destination(request),
+            adaptive=request.adaptive,
+        )
+        return protocol.Added(id=request.id, flow=flow)
+
+    def _remove_socket(self, request: protocol.RemoveSocket, passed: Passed | None) -> protocol.Result:
+        if passed is None:
+            self._service.remove_socket(self._handle, request.flow, None, None)
+        else:
+            self._service.remove_socket(self._handle, request.flow, passed.fd, passed.facts())
+        return protocol.Done(id=request.id)
+
+    def _set_traffic_type(self, request: protocol.SetTrafficType, _: Passed | None) -> protocol.Result:
+        self._service.set_traffic_type(self._handle, request.flow, request.traffic_type)
+        return protocol.Done(id=request.id)
+
+    def _set_rate(self, request: protocol.SetRate, _: Passed | None) -> protocol.Result:
+        self._service.set_rate(self._handle, request.flow, request.bandwidth, request.shaping, request.reason)
+        return protocol.Done(id=request.id)
+
+    def _set_dscp(self, request: protocol.SetDscp, _: Passed | None) -> protocol.Result:
+        self._service.set_dscp(self._handle, request.flow, request.dscp)
+        return protocol.Done(id=request.id)
+
+    def _priority(self, request: protocol.QueryPriority, _: Passed | None) -> protocol.Result:
+        found = self._service.priority(self._handle, request.flow)
+        return protocol.Priority(
+            id=request.id,
+            conformant_dscp=found.conformant_dscp,
+            non_conformant_dscp=found.non_conformant_dscp,
+            conformant_l2=found.conformant_l2,
+            non_conformant_l2=found.non_conformant_l2,
+        )
+
+    def _rate(self, request: protocol.QueryRate, _: Passed | None) -> protocol.Result:
+        rate = self._service.rate(self._handle, request.flow)
+        if rate is None:
+            return protocol.Rate(id=request.id, bandwidth=0, shaping=0, reason=0)
+        return protocol.Rate(id=request.id, bandwidth=rate.bandwidth, shaping=rate.shaping, reason=rate.reason)
+
+    def _stats(self, request: protocol.QueryStats, _: Passed | None) -> protocol.Result:
+        return protocol.Stats(id=request.id, stats=_mapping(self._service.stats(self._handle, request.flow)))
+
+    def _enumerate(self, request: protocol.Enumerate, _: Passed | None) -> protocol.Result:
+        # One list for all its pages: flows that begin and end meanwhile neither hide nor double another.
+        listed = self._listed if request.after else array("I", self._service.enumerate(self._handle))
+        if listed is None or not 0 <= request.after <= len(listed):
+            raise InvalidRequest(f"no list to go on in after {request.after} ids", "begin with after 0")
+        end = request.after + _PAGE_IDS
+        more = end < len(listed)
+        self._listed = listed if more else None
+        return protocol.FlowIds(id=request.id, flows=listed[request.after : end].tolist(), more=more)
+
+    def _add_program(self, request: protocol.AddProgram, _: Passed | None) -> protocol.Result:
+        return protocol.Added(id=request.id, flow=self._service.add_program(self._handle, request.traffic_type))
+
+    def _list_flows(self, request: protocol.ListFlows, _: Passed | None) -> protocol.Result:
+        if request.flow:
+            found = self._service.details(self._handle, request.flow)
+            return protocol.Flows(id=request.id, flows=[_details(found)])
+        if not 0 <= request.after < 2**32:
+            raise InvalidRequest(f"{request.after} is no flow id", "begin with after 0")
+        views = self._service.list_flows(self._handle, request.after, _PAGE_FLOWS)
+        page = _fitting(map(_details, views), _PAGE_BYTES)
+        return protocol.Flows(id=request.id, flows=page, more=len(views) == _PAGE_FLOWS or len(page) < len(views))
+
+    def _status(self, request: protocol.Status, _: Passed | None) -> protocol.Result:
+        status = self._service.status(self._handle)
+        datapath = _mapping(status.datapath)
+        devices = datapath["devices"]
+        if not 0 <= request.after <= len(devices):
+            raise InvalidRequest(f"there are no {request.after} devices", "begin with after 0")
+        datapath["problems"] = _told(datapath["problems"])
+        datapath["devices"] = []
+        report = protocol.StatusReport(
+            id=request.id,
+            server=status.server,
+            uptime_s=status.uptime_s,
+            handles=status.handles,
+            flows=status.flows,
+            max_flows=status.max_flows,
+            orphans=status.orphans,
+            datapath=datapath,
+        )
+        rest = devices[request.after :]
+        datapath["devices"] = _fitting(
+            rest, protocol.MAX_MESSAGE_BYTES - len(protocol.encode(report)) - len(',"more":true')
+        )
+        report.more = len(datapath["devices"]) < len(rest)
+        return report
+
+    def _fundamentals(self, request: protocol.QueryFundamentals, _: Passed | None) -> protocol.Result:
+        self._service.fundamentals(self._handle, request.flow, request.fresh)
+        return protocol.Fundamentals(id=request.id)
+
+    def _notify(self, request: protocol.Notify, _: Passed | None) -> protocol.Result:
+        self._service.notify(self._handle, request.flow, request.condition, request.bandwidth)
+        return protocol.Done(id=request.id)
+
+    def _cancel(self, request: protocol.Cancel, _: Passed | None) -> protocol.Result:
+        self._service.cancel(self._handle, request.request)
+        return protocol.Done(id=request.id)
+
+    def _start_tracking(self, request: protocol.StartTracking, _: Passed | None) -> protocol.Result:
+        self._service.start_tracking(self._handle, request.address)
+        return protocol.Done(id=request.id)
+
+    def _stop_tracking(self, request: protocol.StopTracking, _: Passed | None) -> protocol.Result:
+        self._service.stop_tracking(self._handle, request.address)
+        return protocol.Done(id=request.id)
+
+
+_ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Result]] = {
+    protocol.OpenHandle: Session._open_handle,
+    protocol.AddSocket: Session._add_socket,
+    protocol.RemoveSocket: Session._remove_socket,
+    protocol.SetTrafficType: Session._set_traffic_type,
+    protocol.SetRate: Session._set_rate,
+    protocol.SetDscp: Session._set_dscp,
+    protocol.QueryPriority: Session._priority,
+    protocol.QueryRate: Session._rate,
+    protocol.QueryFundamentals: Session._fundamentals,
+    protocol.QueryStats: Session._stats,
+    protocol.Notify: Session._notify,
+    protocol.Cancel: Session._cancel,
+    protocol.StartTracking: Session._start_tracking,
+    protocol.StopTracking: Session._stop_tracking,
+    protocol.Enumerate: Session._enumerate,
+    protocol.AddProgram: Session._add_program,
+    protocol.ListFlows: Session._list_flows,
+    protocol.Status: Session._status,
+}
+
+
+def _destination(request: protocol.AddSocket) -> Destination | None:
+    if request.address is None:
+        if request.port:
+            raise InvalidRequest(f"port {request.port} without an address", "the zero address stands for every address")
+        return None
+    try:
+        return Destination.parse(request.address, request.port)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"not a destination: {error}", "a literal address and a port; names are not resolved"
+        ) from error
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A dataclass of the model as the plain values of a message."""
+    mapped: dict[str, Any] = msgspec.to_builtins(value)
+    return mapped
+
+
+def _told(problems: list[str]) -> list[str]:
+    told = _fitting((each[:_PROBLEM_CHARACTERS] for each in problems), _PROBLEM_BYTES)
+    return told if len(told) == len(problems) else [*told, f"and {len(problems) - len(told)} more"]
+
+
+def _details(view: FlowView) -> protocol.FlowDetails:
+    shapers = {name: view.shapers[name] for name in list(view.shapers)[:_TOLD_SHAPERS]}
+    if len(shapers) < len(view.shapers):
+        shapers[f"and {len(view.shapers) - len(shapers)} more"] = ""
+    return protocol.FlowDetails(
+        flow=view.flow,
+        traffic_type=view.traffic_type,
+        adaptive=view.adaptive,
+        dscp=view.dscp,
+        dscp_override=view.dscp_override,
+        non_conformant_dscp=view.non_conformant_dscp,
+        bandwidth=view.bandwidth,
+        shaping=view.shaping,
+        pid=view.pid,
+        uid=view.uid,
+        program=view.program,
+        age_s=view.age_s,
+        members=list(view.members),
+        whole_program=view.whole_program,
+        shapers=shapers,
+        stats=_mapping(view.stats),
+    )
+
+
+def _fitting(entries: Iterable[Any], room: int) -> list[Any]:
+    """As many of the first entries as fit into `room` bytes, at least one, each with a comma behind it."""
+    page: list[Any] = []
+    for entry in entries:
+        room -= len(msgspec.json.encode(entry)) + 1
+        if room < 0 and page:
+            break
+        page.append(entry)
+    return page

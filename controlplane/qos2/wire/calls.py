@@ -1,0 +1,195 @@
+"""The calls of a client: for each, the request that it sends and the value that its result becomes.
+
+No I/O and no connection here: client.py runs a call by one send and one receive, an asyncio client awaits
+the same objects, so that neither knows what is in a message. Arguments are taken as they come where the
+daemon judges them; only what cannot be put on the wire is refused here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from qos2.errors import InvalidRequest, ProtocolError
+from qos2.model import (
+    Bandwidth,
+    Destination,
+    Dscp,
+    FlowFundamentals,
+    FlowId,
+    FlowRate,
+    FlowStats,
+    PacketPriority,
+    RateReason,
+    Shaping,
+)
+from qos2.wire import protocol
+
+T = TypeVar("T")
+R = TypeVar("R", bound=protocol.Result)
+
+#: Where a socket sends: (literal address, port), an IPv6 socket address of four, or a model.Destination.
+Endpoint: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | Destination
+
+
+class Call(Generic[T]):
+    """One request, and how to read its result."""
+
+    __slots__ = ("_kind", "_read", "request")
+
+    def __init__(self, request: protocol.Request, kind: type[R], read: Callable[[R], T]) -> None:
+        self.request = request
+        self._kind: type[protocol.Result] = kind
+        self._read: Callable[[Any], T] = read
+
+    def outcome(self, reply: protocol.AnyResult | protocol.Failure) -> T:
+        """The value of `reply`; raises the error that it carries, ProtocolError where it answers something else."""
+        if isinstance(reply, protocol.Failure):
+            raise protocol.error_of(reply)
+        if not isinstance(reply, self._kind):
+            raise ProtocolError(
+                f"a reply of kind {type(reply).__name__} to {type(self.request).__name__}",
+                "client and daemon of different versions?",
+            )
+        try:
+            return self._read(reply)
+        except ValueError as error:
+            raise ProtocolError(
+                f"a reply that cannot be: {error}", "client and daemon of different versions?"
+            ) from error
+
+
+def endpoint(dest: Endpoint | None) -> tuple[str | None, int]:
+    """Address and port as they travel; raises InvalidRequest for anything that is no pair of text and number."""
+    if dest is None:
+        return None, 0
+    if isinstance(dest, Destination):
+        # The zero address is the wildcard on the wire too, in either family.
+        return "0.0.0.0" if dest.address is None else str(dest.address), dest.port
+    try:
+        address, port = dest[0], dest[1]
+    except (TypeError, IndexError, KeyError):
+        address, port = None, None
+    if not isinstance(address, str) or not isinstance(port, int):
+        raise InvalidRequest(f"not a destination: {dest!r}", "(literal address, port), as ('192.0.2.7', 5004)")
+    return address, port
+
+
+def _nothing(result: protocol.Done) -> None:
+    del result
+
+
+def _itself(result: R) -> R:
+    return result
+
+
+def _added(result: protocol.Added) -> FlowId:
+    return FlowId(result.flow)
+
+
+def open_handle() -> Call[protocol.Opened]:
+    return Call(protocol.OpenHandle(), protocol.Opened, _itself)
+
+
+def add_socket(traffic_type: int, flow: int, dest: Endpoint | None, adaptive: bool) -> Call[FlowId]:
+    """Travels with the socket. `flow` 0 begins a flow, and `traffic_type` counts then only."""
+    address, port = endpoint(dest)
+    request = protocol.AddSocket(traffic_type=traffic_type, flow=flow, address=address, port=port, adaptive=adaptive)
+    return Call(request, protocol.Added, _added)
+
+
+def add_program(traffic_type: int) -> Call[FlowId]:
+    return Call(protocol.AddProgram(traffic_type=traffic_type), protocol.Added, _added)
+
+
+def remove_socket(flow: int) -> Call[None]:
+    """With a socket: it leaves the flow. Without: the flow ends."""
+    return Call(protocol.RemoveSocket(flow=flow), protocol.Done, _nothing)
+
+
+def set_traffic_type(flow: int, traffic_type: int) -> Call[None]:
+    return Call(protocol.SetTrafficType(flow=flow, traffic_type=traffic_type), protocol.Done, _nothing)
+
+
+def set_rate(flow: int, bandwidth: int, shaping: int, reason: int) -> Call[None]:
+    """Bandwidth in bits/s at IP level; 0 takes the contract and the marking away."""
+    request = protocol.SetRate(flow=flow, bandwidth=bandwidth, shaping=shaping, reason=reason)
+    return Call(request, protocol.Done, _nothing)
+
+
+def set_dscp(flow: int, dscp: int) -> Call[None]:
+    return Call(protocol.SetDscp(flow=flow, dscp=dscp), protocol.Done, _nothing)
+
+
+def priority(flow: int) -> Call[PacketPriority]:
+    def read(result: protocol.Priority) -> PacketPriority:
+        return PacketPriority(
+            Dscp(result.conformant_dscp),
+            Dscp(result.non_conformant_dscp),
+            result.conformant_l2,
+            result.non_conformant_l2,
+        )
+
+    return Call(protocol.QueryPriority(flow=flow), protocol.Priority, read)
+
+
+def rate(flow: int) -> Call[FlowRate | None]:
+    def read(result: protocol.Rate) -> FlowRate | None:
+        if result.bandwidth == 0:
+            return None
+        return FlowRate(Bandwidth(result.bandwidth), Shaping(result.shaping), RateReason(result.reason))
+
+    return Call(protocol.QueryRate(flow=flow), protocol.Rate, read)
+
+
+def flow_stats(counters: dict[str, Any]) -> FlowStats:
+    """The counters of a message as the type they came from; ProtocolError where they are none."""
+    try:
+        return msgspec.convert(counters, FlowStats)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"not the counters of a flow: {error}") from error
+
+
+def stats(flow: int) -> Call[FlowStats]:
+    return Call(protocol.QueryStats(flow=flow), protocol.Stats, lambda result: flow_stats(result.stats))
+
+
+def fundamentals(flow: int, fresh: bool) -> Call[FlowFundamentals]:
+    def read(result: protocol.Fundamentals) -> FlowFundamentals:
+        bottleneck, available = result.bottleneck, result.available
+        return FlowFundamentals(
+            None if bottleneck is None else Bandwidth(bottleneck),
+            None if available is None else Bandwidth(available),
+            result.rtt_us,
+        )
+
+    return Call(protocol.QueryFundamentals(flow=flow, fresh=fresh), protocol.Fundamentals, read)
+
+
+def notify(flow: int, condition: int, bandwidth: int) -> Call[None]:
+    request = protocol.Notify(flow=flow, condition=condition, bandwidth=bandwidth)
+    return Call(request, protocol.Done, _nothing)
+
+
+def cancel(request: int) -> Call[None]:
+    return Call(protocol.Cancel(request=request), protocol.Done, _nothing)
+
+
+def start_tracking(address: str) -> Call[None]:
+    return Call(protocol.StartTracking(address=address), protocol.Done, _nothing)
+
+
+def stop_tracking(address: str) -> Call[None]:
+    return Call(protocol.StopTracking(address=address), protocol.Done, _nothing)
+
+
+def enumerate_flows(after: int) -> Call[protocol.FlowIds]:
+    return Call(protocol.Enumerate(after=after), protocol.FlowIds, _itself)
+
+
+def list_flows(flow: int, after: int) -> Call[protocol.Flows]:
+    return Call(protocol.ListFlows(flow=flow, after=after), protocol.Flows, _itself)
+
+
+def status(after: int) -> Call[protocol.StatusReport]:
+    return Call(protocol.Status(after=after), protocol.StatusReport, _itself)

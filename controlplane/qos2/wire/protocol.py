@@ -1,0 +1,379 @@
+"""The protocol between clients and the daemon: typed requests and replies, and their bytes.
+
+One JSON message per packet of an AF_UNIX SOCK_SEQPACKET connection, at most MAX_MESSAGE_BYTES long.
+A connection is a handle. Each request carries a number `id` of the client's choice, which its one
+reply repeats; replies may come in any order. Descriptors travel by SCM_RIGHTS with the request that
+needs them, and only as many as it needs. Enumerations are the numbers of qos2.h.
+
+No I/O here: client and server use the same types and the same two functions per direction.
+docs/protocol.md is the same for people who write a client in another language.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from qos2.errors import BY_CODE, InternalError, ProtocolError, QosError
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 1024
+MAX_DESCRIPTORS = 1
+
+#: Longest text of an error on the wire, in characters; six bytes each at worst, so that a refusal always fits.
+MAX_ERROR_TEXT = 1000
+
+#: Every number fits a C int64_t; what a number may be beyond that is the service's to judge.
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+#: Numbers of requests are exact in every JSON library, also where numbers are doubles.
+RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+#: An address as text, with room for a scope (RFC 4007).
+AddressText = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Request(msgspec.Struct, kw_only=True, tag_field="op", forbid_unknown_fields=True):
+    """What every request has: the protocol's version and the client's number for it."""
+
+    v: Number = VERSION
+    id: RequestId = 0
+
+
+class OpenHandle(Request, tag="open_handle"):
+    """QOSCreateHandle: the first request of a connection. Result: Opened."""
+
+    version: tuple[Number, Number] = (1, 0)
+
+
+class AddSocket(Request, tag="add_socket"):
+    """QOSAddSocketToFlow, with the socket as descriptor. `flow` 0 begins a flow. Result: Added."""
+
+    traffic_type: Number = 0
+    flow: Number = 0
+    address: AddressText | None = None
+    port: Number = 0
+    adaptive: bool = False
+
+
+class RemoveSocket(Request, tag="remove_socket"):
+    """QOSRemoveSocketFromFlow: without a descriptor the whole flow ends. Result: Done."""
+
+    flow: Number
+
+
+class SetTrafficType(Request, tag="set_traffic_type"):
+    """QOSSetFlow(QOSSetTrafficType). Result: Done."""
+
+    flow: Number
+    traffic_type: Number
+
+
+class SetRate(Request, tag="set_rate"):
+    """QOSSetFlow(QOSSetOutgoingRate), bandwidth in bits/s at IP level; 0 removes it. Result: Done."""
+
+    flow: Number
+    bandwidth: Number
+    shaping: Number = 1
+    reason: Number = 0
+
+
+class SetDscp(Request, tag="set_dscp"):
+    """QOSSetFlow(QOSSetOutgoingDSCPValue). Result: Done."""
+
+    flow: Number
+    dscp: Number
+
+
+class QueryPriority(Request, tag="priority"):
+    """QOSQueryFlow(QOSQueryPacketPriority). Result: Priority."""
+
+    flow: Number
+
+
+class QueryRate(Request, tag="rate"):
+    """QOSQueryFlow(QOSQueryOutgoingRate). Result: Rate."""
+
+    flow: Number
+
+
+class QueryFundamentals(Request, tag="fundamentals"):
+    """QOSQueryFlow(QOSQueryFlowFundamentals). Result: Fundamentals; not supported yet."""
+
+    flow: Number
+    fresh: bool = False
+
+
+class QueryStats(Request, tag="stats"):
+    """Counters of a flow of one's own (an extension). Result: Stats."""
+
+    flow: Number
+
+
+class Notify(Request, tag="notify"):
+    """QOSNotifyFlow; the reply comes when the condition holds. Result: Done; not supported yet."""
+
+    flow: Number
+    condition: Number
+    bandwidth: Number = 0
+
+
+class Cancel(Request, tag="cancel"):
+    """QOSCancel of the pending request number `request`. Result: Done; not supported yet."""
+
+    request: RequestId
+
+
+class StartTracking(Request, tag="start_tracking"):
+    """QOSStartTrackingClient. Result: Done; not supported yet."""
+
+    address: AddressText
+
+
+class StopTracking(Request, tag="stop_tracking"):
+    """QOSStopTrackingClient. Result: Done; not supported yet."""
+
+    address: AddressText
+
+
+class Enumerate(Request, tag="enumerate"):
+    """QOSEnumerateFlows: the ids of all flows of the machine; privileged. Result: FlowIds.
+
+    `after` 0 takes a new list; any other number goes on in the same list behind that many ids.
+    """
+
+    after: Number = 0
+
+
+class AddProgram(Request, tag="add_program"):
+    """All sockets of the calling process and its children, from now on, in one new flow. Result: Added."""
+
+    traffic_type: Number = 0
+
+
+class ListFlows(Request, tag="list_flows"):
+    """Details of all flows (privileged) or of those of the caller's user. Result: Flows.
+
+    `flow` asks for one alone; `after` for those behind this id, in the order of slots.
+    """
+
+    flow: Number = 0
+    after: Number = 0
+
+
+class Status(Request, tag="status"):
+    """The daemon and the datapath, for everybody. Result: StatusReport, its devices behind the first `after`."""
+
+    after: Number = 0
+
+
+AnyRequest = (
+    OpenHandle
+    | AddSocket
+    | RemoveSocket
+    | SetTrafficType
+    | SetRate
+    | SetDscp
+    | QueryPriority
+    | QueryRate
+    | QueryFundamentals
+    | QueryStats
+    | Notify
+    | Cancel
+    | StartTracking
+    | StopTracking
+    | Enumerate
+    | AddProgram
+    | ListFlows
+    | Status
+)
+
+
+class Result(msgspec.Struct, kw_only=True, tag_field="result"):
+    """What a successful reply has."""
+
+    id: int = 0
+
+
+class Done(Result, tag="done"):
+    """Nothing to tell."""
+
+
+class Opened(Result, tag="opened"):
+    """The daemon's version, and whether this caller is privileged."""
+
+    server: str
+    privileged: bool
+
+
+class Added(Result, tag="added"):
+    flow: int
+
+
+class Priority(Result, tag="priority"):
+    conformant_dscp: int
+    non_conformant_dscp: int
+    conformant_l2: int
+    non_conformant_l2: int
+
+
+class Rate(Result, tag="rate"):
+    """Bandwidth 0: no contract."""
+
+    bandwidth: int
+    shaping: int
+    reason: int
+
+
+class Fundamentals(Result, tag="fundamentals"):
+    """Estimates of the path, None where not known: bandwidths in bits/s, round trip time in microseconds."""
+
+    bottleneck: int | None = None
+    available: int | None = None
+    rtt_us: int | None = None
+
+
+class Stats(Result, tag="stats"):
+    """model.FlowStats."""
+
+    stats: dict[str, Any]
+
+
+class FlowIds(Result, tag="flow_ids"):
+    """One page; with `more`, ask again `after` as many as are had by now."""
+
+    flows: list[int]
+    more: bool = False
+
+
+class FlowDetails(msgspec.Struct, kw_only=True, frozen=True):
+    """Everything about one flow. `dscp` None: left as the application sets it; `bandwidth` 0: no rate.
+
+    Long lists end in an entry "and N more". `stats` is model.FlowStats.
+    """
+
+    flow: int
+    traffic_type: int
+    adaptive: bool
+    dscp: int | None
+    dscp_override: bool
+    non_conformant_dscp: int
+    bandwidth: int
+    shaping: int | None
+    pid: int
+    uid: int
+    program: str
+    age_s: float
+    members: list[str]
+    whole_program: bool
+    shapers: dict[str, str]
+    stats: dict[str, Any]
+
+
+class Flows(Result, tag="flows"):
+    """One page; with `more`, ask again `after` the last id of this one."""
+
+    flows: list[FlowDetails]
+    more: bool = False
+
+
+class StatusReport(Result, tag="status"):
+    """`datapath` is model.DatapathStatus as a mapping; with `more`, ask again `after` the devices had by now."""
+
+    server: str
+    uptime_s: float
+    handles: int
+    flows: int
+    max_flows: int
+    orphans: int
+    datapath: dict[str, Any]
+    more: bool = False
+
+
+AnyResult = Done | Opened | Added | Priority | Rate | Fundamentals | Stats | FlowIds | Flows | StatusReport
+
+
+class Failure(msgspec.Struct, kw_only=True, tag_field="result", tag="error"):
+    """A request that was refused: an error of qos2.errors by its code."""
+
+    id: int
+    code: str
+    win32: int
+    message: str
+    hint: str = ""
+
+
+class _Envelope(msgspec.Struct):
+    """What can be told even of a message that is wrong otherwise."""
+
+    v: Number = VERSION
+    id: RequestId = 0
+
+
+_ENCODER = msgspec.json.Encoder()
+_REQUEST: msgspec.json.Decoder[AnyRequest] = msgspec.json.Decoder(AnyRequest)
+_REPLY: msgspec.json.Decoder[AnyResult | Failure] = msgspec.json.Decoder(AnyResult | Failure)
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def encode(message: Request | Result | Failure | FlowDetails) -> bytes:
+    """The bytes of one message (or of one entry of a Flows message)."""
+    return _ENCODER.encode(message)
+
+
+def decode_request(data: bytes) -> AnyRequest:
+    """A request from its bytes.
+
+    Raises ProtocolError (saying what is wrong and where) for anything that is not JSON, is no known
+    operation, has unknown or ill-typed fields, or another version; the version is judged first.
+    """
+    try:
+        request = _REQUEST.decode(data)
+    except _UNDECODABLE as error:
+        _check_version(_envelope(data).v)
+        raise ProtocolError(f"not a request: {error}", "see docs/protocol.md") from error
+    _check_version(request.v)
+    return request
+
+
+def _check_version(version: int) -> None:
+    if version != VERSION:
+        raise ProtocolError(f"protocol version {version}", f"this daemon speaks version {VERSION}")
+
+
+def _envelope(data: bytes) -> _Envelope:
+    try:
+        return _ENVELOPE.decode(data)
+    except _UNDECODABLE:
+        return _Envelope()
+
+
+def request_id(data: bytes) -> int:
+    """The `id` of a message that may be malformed otherwise, so that even its refusal finds its caller; else 0."""
+    return _envelope(data).id
+
+
+def decode_reply(data: bytes) -> AnyResult | Failure:
+    """A reply from its bytes; ProtocolError where it is none."""
+    try:
+        return _REPLY.decode(data)
+    except _UNDECODABLE as error:
+        raise ProtocolError(f"not a reply: {error}", "client and daemon of different versions?") from error
+
+
+def failure(request: int, error: QosError) -> Failure:
+    """The reply that carries `error`, its text cut to MAX_ERROR_TEXT characters."""
+    return Failure(
+        id=request,
+        code=error.code,
+        win32=error.win32,
+        message=error.message[:MAX_ERROR_TEXT],
+        hint=error.hint[:MAX_ERROR_TEXT],
+    )
+
+
+def error_of(reply: Failure) -> QosError:
+    """The error that a reply carries, as its class; an unknown code becomes InternalError."""
+    return BY_CODE.get(reply.code, InternalError)(reply.message, reply.hint)
+
+
+#: The word of every operation, in the order of their definition.
+OPERATIONS: tuple[str, ...] = tuple(str(each.__struct_config__.tag) for each in Request.__subclasses__())

@@ -1,0 +1,40 @@
+"""What the datapath tests stand on: root, one lab with one daemon for the whole session, one Wire per test."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from demo.lab import Lab
+from demo.processes import Daemon
+from harness.wire import Wire
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root these tests are skipped by name, never passed."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("datapath"):
+            item.add_marker(pytest.mark.skip(reason="needs root: namespaces and eBPF"))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Three namespaces: app - router - peer."""
+    with Lab("qos2-test") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def daemon(lab: Lab) -> Iterator[Daemon]:
+    """The real daemon on the application's device."""
+    with Daemon(lab.app) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def wire(lab: Lab, daemon: Daemon) -> Iterator[Wire]:
+    """Sockets, captures and senders of one test."""
+    with Wire(lab, daemon) as wire:
+        yield wire

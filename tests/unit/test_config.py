@@ -1,0 +1,153 @@
+"""The daemon's configuration: defaults, overrides, and one clear refusal for each wrong value."""
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qos2.config import Config, load
+from qos2.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "qos2d.toml"
+#: Keys that are absent by default: the shipped file shows an example for them.
+OPTIONAL = {"tcp_tso_rtt_log", "bpf_path"}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "qos2d.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_all_values_are_the_defaults() -> None:
+    assert load() == Config()
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    config = Config()
+    assert config.socket == Path("/run/qos2/qos2.sock")
+    assert config.socket_mode == 0o666
+    assert config.devices == ()
+    assert config.metrics_address == ("127.0.0.1", 9472)
+    assert config.max_flows == 65_536
+    assert config.pin_path == Path("/sys/fs/bpf/qos2")
+    assert config.preset_tos is True
+    assert config.tcp_tso_rtt_log is None
+
+
+def test_values_of_a_file_replace_defaults_and_overrides_replace_both(tmp_path: Path) -> None:
+    path = written(tmp_path, 'max_flows = 100\nsocket = "/run/a.sock"\ndevices = ["eth0", "wg1"]\norphan_grace_s = 3\n')
+    config = load(path, {"socket": Path("/run/b.sock"), "metrics": "[::1]:9999"})
+    assert config == Config(
+        max_flows=100,
+        socket=Path("/run/b.sock"),
+        devices=("eth0", "wg1"),
+        orphan_grace_s=3.0,
+        metrics="[::1]:9999",
+    )
+    assert config.metrics_address == ("::1", 9999)
+
+
+def test_the_shipped_file_changes_nothing() -> None:
+    assert load(SHIPPED) == Config()
+
+
+def test_the_shipped_file_lists_each_key_with_its_default() -> None:
+    lines = re.findall(r"^#([a-z_]+ = .*)$", SHIPPED.read_text(), re.MULTILINE)
+    told = tomllib.loads("\n".join(lines))
+    assert set(told) == {key.name for key in fields(Config)}
+    assert load(None, {key: value for key, value in told.items() if key not in OPTIONAL}) == Config()
+    load(None, told)
+
+
+def test_empty_metrics_means_no_endpoint() -> None:
+    assert load(None, {"metrics": ""}).metrics_address is None
+
+
+def test_a_relative_socket_path_is_taken_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {"socket": "qos2.sock"}).socket == tmp_path / "qos2.sock"
+
+
+def test_an_unknown_key_is_refused_with_file_and_nearest_key(tmp_path: Path) -> None:
+    path = written(tmp_path, "max_flow = 7\n")
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.message == f"{path}: unknown key `max_flow`"
+    assert refused.value.hint == "did you mean `max_flows`?"
+
+
+def test_an_unknown_key_near_no_other_lists_all_keys() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, {"zzz": 1})
+    assert refused.value.hint == f"known keys: {', '.join(key.name for key in fields(Config))}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_flows", 0, "max_flows: expected `int` >= 1"),
+        ("max_flows", 1 << 20, "max_flows: expected `int` <= 1048575"),
+        ("max_flows", "many", "max_flows: expected `int`, got `str`"),
+        ("max_flows", True, "max_flows: expected `int`, got `bool`"),
+        ("connections", 1.5, "connections: expected `int`, got `float`"),
+        ("socket_mode", 0o1000, "socket_mode: expected `int` <= 511"),
+        ("socket", "", "socket: expected a path"),
+        ("socket", 3, "socket: expected a path"),
+        ("socket", "/" + "x" * 107, "socket: a socket's path has at most 107 bytes"),
+        ("devices", "eth0", "devices: expected `array`, got `str`"),
+        ("devices", ["eth0", 1], "devices[1]: expected `str`, got `int`"),
+        ("devices", ["eth0", "eth0"], "devices: a device is named twice"),
+        ("devices", ["a/b"], "devices: 'a/b' cannot be the name of a network device"),
+        ("devices", ["abcdefghijklmnop"], "devices: 'abcdefghijklmnop' cannot be the name of a network device"),
+        ("orphan_grace_s", -1, "orphan_grace_s: expected `float` >= 0.0"),
+        ("preset_tos", 1, "preset_tos: expected `bool`, got `int`"),
+        ("tcp_tso_rtt_log", 256, "tcp_tso_rtt_log: expected `int` <= 255"),
+        ("log_level", "loud", "log_level: 'loud' is none of debug, info, warning, error"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_source_and_key(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, {key: value})
+    assert refused.value.message == f"command line: {message}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9472", ":9472", "localhost:9472", "::1:9472", "[127.0.0.1]:9472", "1.2.3.4:65536", "1.2.3.4:", "1.2.3.4:-1"],
+)
+def test_a_metrics_endpoint_needs_a_literal_address_and_a_port(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"command line: metrics: .* is no ADDRESS:PORT"):
+        load(None, {"metrics": text})
+
+
+def test_a_wrong_value_of_the_file_is_blamed_on_the_file_even_where_it_is_overridden(tmp_path: Path) -> None:
+    path = written(tmp_path, "max_flows = 0\n")
+    with pytest.raises(ConfigError) as refused:
+        load(path, {"max_flows": 5})
+    assert refused.value.message == f"{path}: max_flows: expected `int` >= 1"
+
+
+def test_a_file_that_is_no_toml_is_refused_with_the_place(tmp_path: Path) -> None:
+    path = written(tmp_path, "max_flows = \n")
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.message == f"{path}: not TOML: Invalid value (at line 1, column 13)"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "qos2d.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path / "none.toml")
+    assert refused.value.message == f"{tmp_path / 'none.toml'}: No such file or directory"

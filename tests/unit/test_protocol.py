@@ -1,0 +1,262 @@
+"""Messages: what is sent is what is read, and what is no message is refused in words."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qos2.errors import BY_CODE, InternalError, InvalidRequest, NoSuchFlow, ProtocolError, QosError, ServiceLost
+from qos2.model import (
+    ANY_DESTINATION,
+    Bandwidth,
+    Destination,
+    Dscp,
+    FlowRate,
+    FlowStats,
+    PacketPriority,
+    RateReason,
+    Shaping,
+)
+from qos2.wire import calls, protocol
+from qos2.wire.connection import Connection
+
+REQUESTS = protocol.Request.__subclasses__()
+RESULTS = protocol.Result.__subclasses__()
+
+TEXT = st.text(max_size=40)
+NUMBER = st.integers(-(2**63), 2**63 - 1)
+COUNTERS = st.dictionaries(TEXT, st.integers(0, 2**64 - 1), max_size=4)
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Any value of the type of a field."""
+    by_type: dict[Any, st.SearchStrategy[Any]] = {
+        bool: st.booleans(),
+        int: NUMBER,
+        str: TEXT,
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        int | None: st.none() | NUMBER,
+        list[int]: st.lists(NUMBER),
+        list[str]: st.lists(TEXT),
+        dict[str, str]: st.dictionaries(TEXT, TEXT),
+        dict[str, Any]: COUNTERS,
+        protocol.Number: NUMBER,
+        protocol.RequestId: st.integers(0, 2**53 - 1),
+        protocol.AddressText | None: st.none() | TEXT,
+        protocol.AddressText: TEXT,
+        tuple[protocol.Number, protocol.Number]: st.tuples(NUMBER, NUMBER),
+    }
+    if kind == list[protocol.FlowDetails]:
+        return st.lists(messages(protocol.FlowDetails), max_size=2)
+    return by_type[kind]
+
+
+def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
+    """Any message of one type."""
+    return st.builds(kind, **{field.name: values(field.type) for field in msgspec.structs.fields(kind)})
+
+
+@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_request_is_read_as_it_was_written(kind: type[protocol.Request], data: st.DataObject) -> None:
+    request = data.draw(messages(kind))
+    request.v = protocol.VERSION
+    assert protocol.decode_request(protocol.encode(request)) == request
+
+
+@pytest.mark.parametrize("kind", RESULTS, ids=lambda kind: kind.__name__)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_result_is_read_as_it_was_written(kind: type[protocol.Result], data: st.DataObject) -> None:
+    result = data.draw(messages(kind))
+    assert protocol.decode_reply(protocol.encode(result)) == result
+
+
+@pytest.mark.parametrize("code", sorted(BY_CODE))
+def test_an_error_arrives_as_its_class_with_its_words(code: str) -> None:
+    kind = BY_CODE[code]
+    error = protocol.error_of(_decoded_failure(protocol.failure(7, kind("what", "do this"))))
+    assert (type(error), error.message, error.hint) == (kind, "what", "do this")
+
+
+def _decoded_failure(failure: protocol.Failure) -> protocol.Failure:
+    decoded = protocol.decode_reply(protocol.encode(failure))
+    assert isinstance(decoded, protocol.Failure)
+    assert decoded == failure
+    return decoded
+
+
+def test_an_error_of_a_newer_daemon_is_an_internal_one() -> None:
+    newer = protocol.Failure(id=1, code="invented_later", win32=1, message="what")
+    assert type(protocol.error_of(newer)) is InternalError
+
+
+def test_a_field_of_a_newer_daemon_is_passed_over() -> None:
+    assert protocol.decode_reply(b'{"result":"added","id":3,"flow":9,"later":1}') == protocol.Added(id=3, flow=9)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_as_no_request(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(data)
+    assert protocol.request_id(data) == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["op", "id", "v", "flow", "port", "x"]), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=50)
+@given(JSON, st.sampled_from([kind.__struct_config__.tag for kind in REQUESTS]))
+def test_random_json_is_a_request_or_refused_and_its_refusal_can_be_sent(value: Any, op: str) -> None:
+    data = json.dumps(value | {"op": op} if isinstance(value, dict) else value).encode()
+    try:
+        protocol.decode_request(data)
+    except ProtocolError as error:
+        reply = protocol.encode(protocol.failure(protocol.request_id(data), error))
+        assert len(reply) <= protocol.MAX_MESSAGE_BYTES
+        assert isinstance(protocol.decode_reply(reply), protocol.Failure)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_as_no_reply(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_reply(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"v":1,"id":4,"op":"fly"}', "Invalid value 'fly' - at `$.op`"),
+        (b'{"v":1,"id":4}', "missing required field `op`"),
+        (b'{"v":1,"id":4,"op":"stats","flow":"9"}', "Expected `int`, got `str` - at `$.flow`"),
+        (b'{"v":1,"id":4,"op":"stats"}', "missing required field `flow`"),
+        (b'{"v":1,"id":4,"op":"stats","flow":9,"flags":2}', "unknown field `flags`"),
+        (
+            b'{"v":1,"id":4,"op":"stats","flow":9223372036854775808}',
+            "Expected `int` <= 9223372036854775807 - at `$.flow`",
+        ),
+        (b'{"v":1,"id":4,"op":"start_tracking","address":"' + b"9" * 65 + b'"}', "length <= 64"),
+    ],
+)
+def test_a_wrong_message_is_refused_with_where_it_is_wrong(data: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=r".*") as refusal:
+        protocol.decode_request(data)
+    assert words in refusal.value.message
+    assert protocol.request_id(data) == 4
+
+
+def test_another_version_is_named_before_anything_else_is_judged() -> None:
+    with pytest.raises(ProtocolError, match="protocol version 2") as refusal:
+        protocol.decode_request(b'{"v":2,"id":4,"op":"of_version_2","new":true}')
+    assert refusal.value.hint == "this daemon speaks version 1"
+    with pytest.raises(ProtocolError, match="protocol version 2"):
+        protocol.decode_request(b'{"v":2,"op":"status"}')
+
+
+def test_a_refusal_fits_a_message_however_long_its_words_are() -> None:
+    failure = protocol.failure(2**53 - 1, InvalidRequest("\x01" * 100_000, "\x01" * 100_000))
+    assert len(protocol.encode(failure)) <= protocol.MAX_MESSAGE_BYTES
+    assert failure.message == "\x01" * protocol.MAX_ERROR_TEXT
+
+
+# The client's end of a connection
+
+
+def test_calls_are_numbered_and_their_replies_found_in_any_order() -> None:
+    connection = Connection()
+    first, second = calls.set_dscp(5, 46), calls.set_dscp(6, 46)
+    assert connection.send(first) == b'{"op":"set_dscp","flow":5,"dscp":46,"v":1,"id":1}'
+    assert protocol.decode_request(connection.send(second)).id == 2
+    assert connection.receive(b'{"result":"done","id":2}')[0] is second
+    assert connection.receive(b'{"result":"done","id":1}')[0] is first
+    assert connection.pending == 0
+
+
+def test_a_reply_that_nothing_asked_for_is_refused() -> None:
+    connection = Connection()
+    with pytest.raises(ProtocolError, match="reply to request 3, which is not pending"):
+        connection.receive(b'{"result":"done","id":3}')
+
+
+def test_a_failure_without_a_number_is_about_the_connection() -> None:
+    connection = Connection()
+    connection.send(calls.open_handle())
+    call, reply = connection.receive(protocol.encode(protocol.failure(0, ServiceLost("gone"))))
+    assert call is None
+    assert isinstance(reply, protocol.Failure)
+    assert reply.code == "service_lost"
+
+
+@pytest.mark.parametrize("value", [object(), 1 + 2j, "\ud800"])
+def test_what_cannot_be_written_is_refused_and_not_pending(value: Any) -> None:
+    connection = Connection()
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        connection.send(calls.start_tracking(value))
+    assert connection.pending == 0
+
+
+def test_a_request_that_is_too_long_is_refused_and_not_pending() -> None:
+    connection = Connection()
+    with pytest.raises(InvalidRequest, match="a request of 20049 bytes"):
+        connection.send(calls.start_tracking("9" * 20_000))
+    assert connection.pending == 0
+
+
+def test_the_outcome_of_a_call_is_a_value_of_the_model() -> None:
+    assert calls.priority(5).outcome(
+        protocol.Priority(conformant_dscp=56, non_conformant_dscp=0, conformant_l2=0, non_conformant_l2=0)
+    ) == PacketPriority(Dscp(56), Dscp(0))
+    assert calls.rate(5).outcome(protocol.Rate(bandwidth=0, shaping=0, reason=0)) is None
+    rate = calls.rate(5).outcome(protocol.Rate(bandwidth=8000, shaping=2, reason=4))
+    assert rate == FlowRate(Bandwidth(8000), Shaping.USE_NON_CONFORMANT_MARKINGS, RateReason.USER_CAUSED)
+
+
+def test_the_counters_of_a_flow_survive_the_way() -> None:
+    stats = FlowStats(packets=23, bytes=2**63, dropped_packets={"horizon": 3}, min_rtt_us=40)
+    data = protocol.encode(protocol.Stats(id=1, stats=msgspec.to_builtins(stats)))
+    reply = protocol.decode_reply(data)
+    assert calls.stats(5).outcome(reply) == stats
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (protocol.Added(flow=5), ProtocolError),
+        (protocol.Rate(bandwidth=8000, shaping=77, reason=0), ProtocolError),
+        (protocol.failure(1, NoSuchFlow("no flow 5")), NoSuchFlow),
+    ],
+)
+def test_another_outcome_is_an_error(reply: Any, error: type[QosError]) -> None:
+    with pytest.raises(error):
+        calls.rate(5).outcome(reply)
+
+
+@pytest.mark.parametrize(
+    ("dest", "fields"),
+    [
+        (None, (None, 0)),
+        (("192.0.2.7", 5004), ("192.0.2.7", 5004)),
+        (("2001:db8::7", 5004, 0, 3), ("2001:db8::7", 5004)),
+        (Destination.parse("::ffff:192.0.2.7", 5004), ("192.0.2.7", 5004)),
+        (Destination.parse("2001:db8::7", 0), ("2001:db8::7", 0)),
+        (ANY_DESTINATION, ("0.0.0.0", 0)),
+    ],
+)
+def test_a_destination_travels_as_address_and_port(dest: Any, fields: tuple[str | None, int]) -> None:
+    assert calls.endpoint(dest) == fields
+
+
+@pytest.mark.parametrize("dest", ["192.0.2.7", 5004, ("192.0.2.7",), (5004, "192.0.2.7"), ("192.0.2.7", "5004"), {}])
+def test_what_is_no_pair_of_address_and_port_is_refused(dest: Any) -> None:
+    with pytest.raises(InvalidRequest, match="not a destination"):
+        calls.endpoint(dest)
