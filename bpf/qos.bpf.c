@@ -66,11 +66,15 @@ __attribute__((section("maps/ringbuf:" QOS_PINS "/events"))) struct events_table
 /* bcc declares the result of this helper as u32 and cuts the cookie. */
 static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
 
-enum shaper { SHAPER_FQ, SHAPER_HTB, SHAPER_POLICE };
+enum shaper {
+	SHAPER_FQ,
+	SHAPER_HTB,
+	SHAPER_POLICE
+};
 
-#define HTB_MAJOR 0x5152u
-#define LINK_ETHERNET 14
-#define LINK_NONE 0
+#define HTB_MAJOR      0x5152u
+#define LINK_ETHERNET  14
+#define LINK_NONE      0
 #define SIGNAL_JIFFIES 2
 
 static __always_inline void count(u32 name)

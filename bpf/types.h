@@ -58,18 +58,18 @@ QOS_SIZE(struct flow_policy, 32);
 
 /* What packets change on each packet: one cache line. */
 struct flow_hot {
-	u64 tat_ns;		   /* theoretical arrival time of the bucket (GCRA), CLOCK_MONOTONIC */
-	u64 bytes;		   /* IP level, headers included, every GSO segment with its own */
-	u64 packets;		   /* segments */
-	u64 non_conformant_bytes;  /* sent with the non-conformant DSCP */
+	u64 tat_ns;		  /* theoretical arrival time of the bucket (GCRA), CLOCK_MONOTONIC */
+	u64 bytes;		  /* IP level, headers included, every GSO segment with its own */
+	u64 packets;		  /* segments */
+	u64 non_conformant_bytes; /* sent with the non-conformant DSCP */
 	u32 non_conformant_packets;
-	u32 last_jiffies;	   /* low 32 bits of jiffies at the last refresh of the fields below and of `cold` */
-	u32 srtt_us;		   /* TCP: smoothed round trip time */
-	u32 min_rtt_us;		   /* TCP: least round trip time of the kernel's window */
-	u32 retransmits;	   /* TCP: total_retrans of the socket that sent last */
-	u32 lost;		   /* TCP: lost_out */
-	u32 delivered;		   /* TCP: segments delivered */
-	u32 delivered_ce;	   /* TCP: of these, echoed as CE */
+	u32 last_jiffies; /* low 32 bits of jiffies at the last refresh of the fields below and of `cold` */
+	u32 srtt_us;	  /* TCP: smoothed round trip time */
+	u32 min_rtt_us;	  /* TCP: least round trip time of the kernel's window */
+	u32 retransmits;  /* TCP: total_retrans of the socket that sent last */
+	u32 lost;	  /* TCP: lost_out */
+	u32 delivered;	  /* TCP: segments delivered */
+	u32 delivered_ce; /* TCP: of these, echoed as CE */
 };
 QOS_SIZE(struct flow_hot, 64);
 
@@ -83,10 +83,10 @@ enum qos_drop {
 /* What packets change seldom: one cache line. */
 struct flow_cold {
 	u64 delayed_packets;
-	u64 delay_ns;	/* sum over the delayed packets */
+	u64 delay_ns; /* sum over the delayed packets */
 	u64 dropped_packets[QOS_DROP_REASONS];
 	u64 dropped_bytes[QOS_DROP_REASONS];
-	u64 last_ns;	/* last packet, CLOCK_MONOTONIC, at most two ticks old */
+	u64 last_ns; /* last packet, CLOCK_MONOTONIC, at most two ticks old */
 	u64 last_event_ns;
 };
 QOS_SIZE(struct flow_cold, 64);
@@ -103,8 +103,8 @@ enum qos_socket_flags {
 
 /* Value of socket storage `sockets`. The first exact destination lives here, further ones in `destinations`. */
 struct socket_flow {
-	u32 flow_id;	       /* flow of every destination that is not named; 0: none */
-	u32 first_flow_id;     /* flow of the first named destination */
+	u32 flow_id;		 /* flow of every destination that is not named; 0: none */
+	u32 first_flow_id;	 /* flow of the first named destination */
 	u32 first_address_be[4]; /* IPv4 in [0] */
 	u16 first_port_be;
 	u8 first_family; /* 4 or 6; 0: no destination is named here */
@@ -143,20 +143,20 @@ QOS_SIZE(struct tick, 16);
 
 /* Index of per-CPU array `counters`: every way in which the datapath did not do the usual. */
 enum qos_counter {
-	QOS_COUNTER_STALE_FLOW = 0,	  /* the socket's flow has ended: passed untouched */
-	QOS_COUNTER_NO_DESTINATION = 1,	  /* the socket has flows, none for this destination: passed untouched */
-	QOS_COUNTER_FRAGMENT_MISS = 2,	  /* later fragment of a datagram whose first was not seen */
-	QOS_COUNTER_NOT_IP = 3,		  /* neither IPv4 nor IPv6 */
-	QOS_COUNTER_TRUNCATED = 4,	  /* shorter than its headers say */
-	QOS_COUNTER_EXTENSION_LIMIT = 5,  /* more IPv6 extension headers than are walked */
-	QOS_COUNTER_SLOT_RANGE = 6,	  /* flow id beyond the map */
-	QOS_COUNTER_STORE_FAILED = 7,	  /* bpf_skb_store_bytes refused: left unmarked */
-	QOS_COUNTER_CONTENTION = 8,	  /* bucket charged without compare-and-swap after its retries */
-	QOS_COUNTER_EVENT_LOST = 9,	  /* ring buffer full */
-	QOS_COUNTER_FRAGMENT_STORE = 10,  /* table of fragments refused an entry */
-	QOS_COUNTER_CGROUP_SOCKETS = 11,  /* sockets bound at creation by their cgroup */
-	QOS_COUNTER_CGROUP_FAILED = 12,	  /* socket storage refused at creation */
-	QOS_COUNTER_RESTORED = 13,	  /* preset DSCP put back on a packet of a flow that has ended */
+	QOS_COUNTER_STALE_FLOW = 0,	 /* the socket's flow has ended: passed untouched */
+	QOS_COUNTER_NO_DESTINATION = 1,	 /* the socket has flows, none for this destination: passed untouched */
+	QOS_COUNTER_FRAGMENT_MISS = 2,	 /* later fragment of a datagram whose first was not seen */
+	QOS_COUNTER_NOT_IP = 3,		 /* neither IPv4 nor IPv6 */
+	QOS_COUNTER_TRUNCATED = 4,	 /* shorter than its headers say */
+	QOS_COUNTER_EXTENSION_LIMIT = 5, /* more IPv6 extension headers than are walked */
+	QOS_COUNTER_SLOT_RANGE = 6,	 /* flow id beyond the map */
+	QOS_COUNTER_STORE_FAILED = 7,	 /* bpf_skb_store_bytes refused: left unmarked */
+	QOS_COUNTER_CONTENTION = 8,	 /* bucket charged without compare-and-swap after its retries */
+	QOS_COUNTER_EVENT_LOST = 9,	 /* ring buffer full */
+	QOS_COUNTER_FRAGMENT_STORE = 10, /* table of fragments refused an entry */
+	QOS_COUNTER_CGROUP_SOCKETS = 11, /* sockets bound at creation by their cgroup */
+	QOS_COUNTER_CGROUP_FAILED = 12,	 /* socket storage refused at creation */
+	QOS_COUNTER_RESTORED = 13,	 /* preset DSCP put back on a packet of a flow that has ended */
 	QOS_COUNTERS = 16,
 };
 

@@ -145,18 +145,12 @@ def assembled(config: Config) -> Iterator[Daemon]:
     """
     pins = Pins(config.pin_path, config.max_flows)
     with contextlib.closing(pins):
-        began = time.monotonic()
-        pins.fill()
-        how = "compiled" if pins.compiled else "taken over"
-        _LOG.info("datapath %s in %.2f s", how, time.monotonic() - began)
-        with contextlib.closing(
-            KernelDatapath(
-                pins,
-                device_names=config.devices,
-                preset_tos=config.preset_tos,
-                tcp_tso_rtt_log=config.tcp_tso_rtt_log,
-            )
-        ) as datapath:
+        try:
+            datapath = _open_datapath(pins, config)
+        except errors.QosError:
+            pins.give_up()
+            raise
+        with contextlib.closing(datapath):
             limits = Limits(
                 flows_per_uid=config.flows_per_uid,
                 flows_per_privileged_uid=max(config.flows_per_uid, config.max_flows),
@@ -176,6 +170,15 @@ def assembled(config: Config) -> Iterator[Daemon]:
             )
             exporter = Exporter(config.metrics_address) if config.metrics_address else None
             yield Daemon(datapath, service, server, exporter, meter)
+
+
+def _open_datapath(pins: Pins, config: Config) -> KernelDatapath:
+    began = time.monotonic()
+    pins.fill()
+    _LOG.info("datapath %s in %.2f s", "compiled" if pins.compiled else "taken over", time.monotonic() - began)
+    return KernelDatapath(
+        pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
+    )
 
 
 def notify(state: str) -> None:

@@ -5,7 +5,7 @@ Sizes are at IP level (header, options and payload; no link header), which is wh
 """
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ class CaptureError(Exception):
     """A capture that cannot be judged: packets were lost, or its bytes are no capture."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Packets:
     """IP packets in the order of their arrival, one array per field, all of the same length."""
 
@@ -49,7 +49,7 @@ class Packets:
     checksum_ok: NDArray[np.bool_]  #: IPv4 header checksum; True for IPv6, which has none
     frame_at: NDArray[np.int64]  #: where its frame lies in `data`
     frame_bytes: NDArray[np.int64]  #: how much of it was captured
-    data: bytes
+    data: bytes = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.time_ns)

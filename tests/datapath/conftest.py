@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from demo.lab import Lab
+from demo.lab import Lab, command
 from demo.processes import Daemon
 from harness.wire import Wire
 
@@ -38,3 +39,12 @@ def wire(lab: Lab, daemon: Daemon) -> Iterator[Wire]:
     """Sockets, captures and senders of one test."""
     with Wire(lab, daemon) as wire:
         yield wire
+
+
+@pytest.fixture(scope="session")
+def bpf_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A bpf file system of this session's own."""
+    mount = tmp_path_factory.mktemp("bpf")
+    command("mount", "-t", "bpf", "bpf", str(mount))
+    yield mount
+    command("umount", str(mount))

@@ -1,7 +1,9 @@
 """Shapers, qdiscs and devices of a real kernel: what a class lets through, what is put back, what is watched."""
 
+import json
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterator
 
@@ -12,7 +14,15 @@ from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath.links import Change, LinkEvent, LinkWatch, Namespace
 from qos2.datapath.netlink import Request, attributes
 from qos2.datapath.shapers import HANDLE, DeviceShaper, Htb, Police, available_kinds, shaper_for
-from qos2.datapath.tc import RTM_GETTCLASS, TC_H_ROOT, TCA_HTB_CEIL64, TCA_HTB_PARMS, TCA_HTB_RATE64, TCA_OPTIONS
+from qos2.datapath.tc import (
+    RTM_GETTCLASS,
+    TC_H_ROOT,
+    TCA_HTB_CEIL64,
+    TCA_HTB_PARMS,
+    TCA_HTB_RATE64,
+    TCA_OPTIONS,
+    TrafficControl,
+)
 from qos2.errors import InvalidRequest
 from qos2.model import Shaper
 
@@ -243,6 +253,55 @@ def test_a_default_mq_is_replaced_as_a_whole_and_put_back_with_its_queues(namesp
     assert run_in(namespace, "tc", "-j", "qdisc", "show", "dev", "many") == before
 
 
+@pytest.fixture
+def _fq() -> None:
+    if "fq" not in available_kinds():
+        pytest.skip("this kernel has no fq")
+
+
+@pytest.mark.usefixtures("_fq")
+def test_fq_takes_the_place_of_a_default_with_room_for_every_delay_and_is_taken_away(pair: VethPair) -> None:
+    before = pair.qdiscs()
+    shaper = shaper_for(pair.near, pair.device)
+    assert (shaper.kind, pair.qdiscs()) == (Shaper.FQ, before)
+    shape(shaper, 1, MBIT)
+    (shown,) = json.loads(pair.qdiscs())
+    assert (shown["kind"], shown["handle"]) == ("fq", "5152:")
+    assert (shown["options"]["limit"], shown["options"]["flow_limit"]) == (1_000_000, 10_000)
+    assert shaper.in_place()
+    taken = shaper_for(pair.near, pair.device)
+    assert (taken.kind, taken.why) == (Shaper.FQ, "fq of an earlier QoS2 daemon")
+    shaper.remove_flow(1)
+    shaper.idle()
+    assert pair.qdiscs() == before
+
+
+@pytest.mark.usefixtures("_fq")
+def test_fq_comes_under_each_queue_of_a_default_mq_and_the_default_is_put_back(namespace: Namespace) -> None:
+    run_in(namespace, "ip", "link", "add", "many", "numtxqueues", "4", "type", "ifb")
+    run_in(namespace, "ip", "link", "set", "many", "up")
+    (device,) = (found for found in namespace.devices() if found.name == "many")
+    before = run_in(namespace, "tc", "-j", "qdisc", "show", "dev", "many")
+    shaper = shaper_for(namespace, device)
+    shape(shaper, 1, MBIT)
+    root = TrafficControl(namespace.conversation, device.index).root_qdisc()
+    assert (root.kind, root.handle, [leaf.kind for leaf in root.leaves]) == ("mq", HANDLE, ["fq"] * 4)
+    shaper.remove_flow(1)
+    shaper.idle()
+    assert run_in(namespace, "tc", "-j", "qdisc", "show", "dev", "many") == before
+
+
+@pytest.mark.usefixtures("_fq")
+def test_an_administrators_fq_is_used_as_it_is(pair: VethPair) -> None:
+    pair.command("tc", "qdisc", "add", "dev", DEVICE, "root", "handle", "7:", "fq")
+    before = pair.qdiscs()
+    shaper = shaper_for(pair.near, pair.device)
+    shape(shaper, 1, MBIT)
+    assert (shaper.kind, shaper.in_place(), pair.qdiscs()) == (Shaper.FQ, True, before)
+    shaper.close()
+    assert pair.qdiscs() == before
+
+
 @pytest.mark.parametrize("minor", [0, -1, 0x5152, 0xFFFF, 0x10000])
 def test_minors_that_would_collide_with_our_root_or_clsact_are_refused(pair: VethPair, minor: int) -> None:
     shaper = htb(pair)
@@ -295,12 +354,12 @@ def test_a_namespace_is_named_by_the_cookie_of_the_sockets_in_it(pair: VethPair)
 
 
 def test_namespaces_leave_no_descriptor_and_no_thread_behind() -> None:
-    before = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task"), os.readlink("/proc/thread-self/ns/net")
+    before = os.listdir("/proc/self/fd"), threading.enumerate(), os.readlink("/proc/thread-self/ns/net")
     for _ in range(5):
         with Namespace.fresh() as namespace:
             namespace.devices()
             namespace.watch().close()
-    after = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task"), os.readlink("/proc/thread-self/ns/net")
+    after = os.listdir("/proc/self/fd"), threading.enumerate(), os.readlink("/proc/thread-self/ns/net")
     assert after == before
 
 

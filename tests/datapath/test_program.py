@@ -6,7 +6,6 @@ judges itself. Sockets, devices and rates on the wire are the matter of the test
 
 import ctypes
 import itertools
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,8 +50,8 @@ SECOND = 1_000_000_000
 
 
 @pytest.fixture(scope="module")
-def program() -> Iterator[Program]:
-    loaded = Program(Path(f"/sys/fs/bpf/qos2-test-program-{os.getpid()}"), 1024)
+def program(bpf_fs: Path) -> Iterator[Program]:
+    loaded = Program(bpf_fs / "program", 1024)
     yield loaded
     loaded.close()
 

@@ -127,9 +127,9 @@ class Program:
             )
         self._bpf: Any = loader.load(text + extra, pins, slots)
         self.fd = {name: loader.load_program(self._bpf, name, bcc.BPF.SCHED_CLS) for name in loader.CLASSIFIERS}
-        self.policy = maps.MappedArray(pins / "policy", abi.FlowPolicy, writable=True)
-        self.hot = maps.MappedArray(pins / "hot", abi.FlowHot, writable=True)
-        self.cold = maps.MappedArray(pins / "cold", abi.FlowCold, writable=True)
+        self.policy = maps.MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=slots)
+        self.hot = maps.MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=slots)
+        self.cold = maps.MappedArray(pins / "cold", abi.FlowCold, writable=True, reach=slots)
         self.counters = maps.PerCpuCounters(pins / "counters", abi.COUNTERS)
         self.destinations = maps.Map(pins / "destinations", abi.Destination, ctypes.c_uint32)
         self.binding = maps.Map(pins / "test_binding", ctypes.c_uint32, abi.SocketFlow) if given else None

@@ -25,6 +25,9 @@ DEVICE = "qos0"
 SENDER, RECEIVER = "192.0.2.1", "192.0.2.2"
 IP_AND_UDP_BYTES = 28
 
+#: tcx came with Linux 6.6.
+HAS_TCX = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 6)
+
 _BPF_PROG_TYPE_SCHED_CLS = 3
 _BPF_TCX_EGRESS = 47
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -83,6 +86,8 @@ class VethPair:
 
     def tcx_programs(self) -> list[int]:
         """Ids of the tcx programs at egress, in the order in which packets meet them."""
+        if not HAS_TCX:
+            return []
         index = self.device.index
 
         def query() -> list[int]:

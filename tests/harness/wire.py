@@ -43,7 +43,7 @@ class Receiver:
 class Flood:
     """A sender process on one socket (see flood.py), pinned to a CPU if told; it waits for `begin`."""
 
-    def __init__(self, sock: socket.socket, block: int, rate: float = 0, cpu: int | None = None) -> None:
+    def __init__(self, sock: socket.socket, block: int, rate: float = 0.0, cpu: int | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.flood", str(sock.fileno()), str(block), *([str(rate)] if rate else [])],
             bufsize=0,
@@ -163,7 +163,7 @@ class Wire:
         sock.settimeout(PATIENCE_S)
         return sock
 
-    def flood(self, sock: socket.socket, block: int, rate: float = 0, cpu: int | None = None) -> Flood:
+    def flood(self, sock: socket.socket, block: int, rate: float = 0.0, cpu: int | None = None) -> Flood:
         """A sender process on a connected socket, waiting to begin."""
         flood = Flood(sock, block, rate, cpu)
         self._stack.callback(flood.close)

@@ -41,6 +41,7 @@ class Stage:
         self.service = Service(self.datapath, lambda: self.clock_s, limits or Limits(), "stage")
         self.observed: list[tuple[str, str, float]] = []
         self.server = Server(self.service, path, observe=self._observe, logger=logging.getLogger("stage"), **options)
+        self._going = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stage")
         self._thread.start()
@@ -71,12 +72,19 @@ class Stage:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """In this block the server does nothing."""
-        going = threading.Event()
-        self._loop.call_soon_threadsafe(going.wait)
+        self.pause()
         try:
             yield
         finally:
-            going.set()
+            self.resume()
+
+    def pause(self) -> None:
+        """The server does nothing until `resume`."""
+        self._going.clear()
+        self._loop.call_soon_threadsafe(self._going.wait)
+
+    def resume(self) -> None:
+        self._going.set()
 
     def close(self) -> None:
         self.call(self.server.close)

@@ -52,8 +52,10 @@ def test_a_refused_move_leaves_the_socket_where_it_was() -> None:
     with pytest.raises(DatapathError):
         stage.add(udp(1), PEER, flow=second)
     assert stage.bound() == {1: {PEER: first}, 2: {PEER: second}}
+    third = stage.add(udp(1), OTHER_PEER)
+    assert stage.bound() == {1: {PEER: first, OTHER_PEER: third}, 2: {PEER: second}}
     stage.remove(first, udp(1))
-    assert stage.bound() == {2: {PEER: second}}
+    assert stage.bound() == {1: {OTHER_PEER: third}, 2: {PEER: second}}
 
 
 def test_a_refused_join_takes_the_wider_namespaces_back() -> None:

@@ -87,9 +87,9 @@ def test_ipv6_rewrite_changes_the_dscp_and_nothing_else() -> None:
         assert ipv6_class(rewritten) == expected
 
 
-@pytest.mark.parametrize("result", [0x0000, 0x0001, 0x00FF, 0xFF00, 0xFFFE])
+@pytest.mark.parametrize("result", [0x0000, 0x0001, 0x0100, 0xFEFF, 0xFFFE])
 def test_ipv4_checksum_is_right_where_it_becomes_a_corner_value(result: int) -> None:
-    """0x0000 is where RFC 1141's formula answers 0xffff; the identification is chosen to get there."""
+    """Where RFC 1141 answers 0xffff for 0x0000, and where carries carry again, in either byte order."""
     for dsfield, dscp, expected, dice in itertools.islice(every_change(), 0, None, 7):
         rest = dice.randbytes(18)
         target = bytes((0x45, expected)) + rest[:2] + bytes(2) + rest[4:8] + bytes(2) + rest[10:]

@@ -129,9 +129,16 @@ class Devices:
         }
 
     def idle(self, used: frozenset[int]) -> None:
-        """Once a second: qdiscs that no flow needs go, and namespaces that are not in `used`."""
-        for attachment in self._attachments():
-            attachment.shaper.idle()
+        """Once a second: qdiscs that no flow needs go, and namespaces that are not in `used`.
+
+        Where somebody has put another qdisc under our flows, the device gets the shaper that suits it now.
+        """
+        for cookie, place in self._places.items():
+            for attachment in place.attached.values():
+                if attachment.shaper.in_place():
+                    attachment.shaper.idle()
+                else:
+                    self._reshape(cookie, place, attachment)
         for cookie, place in list(self._places.items()):
             if not place.own and cookie not in used:
                 self._close(cookie, place)
@@ -204,14 +211,26 @@ class Devices:
 
     def _attach(self, place: _Place, device: Device) -> None:
         shaper = shapers.shaper_for(place.namespace, device)
-        program = f"qos_{shaper.kind.value}" + ("" if device.ethernet else "_l3")
         pin = self._links / f"{place.namespace.cookie}-{device.index}"
-        attached = hook.attach(place.namespace, device.index, self._programs[program], pin, self._hook_kind)
+        attached = hook.attach(place.namespace, device.index, self._program_for(shaper, device), pin, self._hook_kind)
         place.attached[device.index] = _Attachment(device, attached, shaper)
-        for minor, (bandwidth, namespaces) in self._shaped.items():
-            if not namespaces or place.namespace.cookie in namespaces:
-                shaper.set_flow(minor, bandwidth, bucket_depth_bytes(bandwidth))
+        self._set_flows(place.namespace.cookie, shaper)
         _LOG.info("device %s: %s, %s (%s)", device.name, attached.kind, shaper.kind.value, shaper.why)
+
+    def _reshape(self, cookie: int, place: _Place, attachment: _Attachment) -> None:
+        shaper = shapers.shaper_for(place.namespace, attachment.device)
+        self._set_flows(cookie, shaper)
+        hook.replace(attachment.hook, self._program_for(shaper, attachment.device))
+        attachment.shaper = shaper
+        _LOG.warning("device %s: its qdisc was replaced; now %s (%s)", attachment.device.name, shaper.kind, shaper.why)
+
+    def _program_for(self, shaper: shapers.DeviceShaper, device: Device) -> int:
+        return self._programs[f"qos_{shaper.kind.value}" + ("" if device.ethernet else "_l3")]
+
+    def _set_flows(self, cookie: int, shaper: shapers.DeviceShaper) -> None:
+        for minor, (bandwidth, namespaces) in self._shaped.items():
+            if not namespaces or cookie in namespaces:
+                shaper.set_flow(minor, bandwidth, bucket_depth_bytes(bandwidth))
 
     def _detach(self, place: _Place, attachment: _Attachment) -> None:
         del place.attached[attachment.device.index]

@@ -7,6 +7,7 @@ no flow is in a slot, its lines are zeroed for the next one, or that one would i
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ _POLICY_BYTES, _LINE_BYTES = 32, 64
 _HOT = struct.Struct("=4Q8I")
 _COLD = struct.Struct("=8Q")
 _ZERO_LINE = bytes(_LINE_BYTES)
+#: Slots that are mapped at first; they are given out from the lowest on.
+_FIRST_REACH = 4096
+ALL = 1 << SLOT_BITS
 _NS_PER_BYTE_BIT = 8_000_000_000
 
 _CLOCK_MONOTONIC_COARSE = 6  #: of linux/time.h: advances by jiffies
@@ -44,21 +48,18 @@ def contract(bandwidth: int) -> tuple[int, int]:
 
 
 class FlowMaps:
-    """Slots 1 .. max_flows of the arrays pinned below `pins`."""
+    """Slots 1 .. max_flows of the arrays pinned below `pins`. `found`: flows that were there at first, by slot."""
 
     def __init__(self, pins: Path) -> None:
-        self._policy = MappedArray(pins / "policy", abi.FlowPolicy, writable=True)
-        self._hot = MappedArray(pins / "hot", abi.FlowHot, writable=True)
-        self._cold = MappedArray(pins / "cold", abi.FlowCold, writable=True)
-        self.max_flows = self._policy.entries - 1
-        occupied = self.occupied()
-        self._highest_slot = max(occupied, default=0)
-        self.used = len(occupied)
-
-    def occupied(self) -> dict[int, FlowId]:
-        """Every slot that has a flow."""
-        ids = self._policy.view["flow_id"]
-        return {int(slot): FlowId(int(ids[slot])) for slot in np.flatnonzero(ids)}
+        with closing(MappedArray(pins / "policy", abi.FlowPolicy, writable=False, reach=ALL)) as whole:
+            self.max_flows = whole.entries - 1
+            self.found = _occupied(whole.view)
+        self._highest_slot = max(self.found, default=0)
+        self.used = len(self.found)
+        reach = max(_FIRST_REACH, self._highest_slot + 1)
+        self._policy = MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=reach)
+        self._hot = MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=reach)
+        self._cold = MappedArray(pins / "cold", abi.FlowCold, writable=True, reach=reach)
 
     def delayed(self) -> list[tuple[FlowId, int, int]]:
         """(flow, htb minor, bits/s) of every flow with a delaying contract."""
@@ -75,6 +76,7 @@ class FlowMaps:
 
     def generation(self, slot: int) -> int:
         """The generation that the slot had last, 0 if none."""
+        self._extend(slot)
         return int(self._policy.view["last_flow_id"][slot]) >> SLOT_BITS
 
     def put(self, policy: FlowPolicy, *, htb_minor: int, fresh: bool) -> None:
@@ -82,7 +84,8 @@ class FlowMaps:
         slot = policy.flow & SLOT_MASK
         memory, at = self._policy.memory, slot * _POLICY_BYTES
         if fresh:
-            line = slot * _LINE_BYTES
+            self._extend(slot)
+            memory, line = self._policy.memory, slot * _LINE_BYTES
             self._hot.memory[line : line + _LINE_BYTES] = _ZERO_LINE
             self._cold.memory[line : line + _LINE_BYTES] = _ZERO_LINE
             self._highest_slot = max(self._highest_slot, slot)
@@ -156,6 +159,16 @@ class FlowMaps:
     def close(self) -> None:
         for array in (self._policy, self._hot, self._cold):
             array.close()
+
+    def _extend(self, slot: int) -> None:
+        if slot >= self._policy.reach:
+            for array in (self._policy, self._hot, self._cold):
+                array.extend(2 * slot)
+
+
+def _occupied(policies: np.ndarray) -> dict[int, FlowId]:
+    ids = policies["flow_id"]
+    return {int(slot): FlowId(int(ids[slot])) for slot in np.flatnonzero(ids)}
 
 
 def _sum(hot: np.ndarray, cold: np.ndarray) -> FlowStats:

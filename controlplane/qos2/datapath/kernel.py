@@ -103,7 +103,7 @@ class KernelDatapath:
             self._shaped: dict[FlowId, _Shaped] = {}
             self._namespaces: dict[FlowId, frozenset[int]] = {}
             self._drops: dict[int, int] = {}
-            self._orphans = self._flows.occupied()
+            self._orphans = self._flows.found
             self._take_over()
             self.own_netns_cookie = self.devices.open_own()
             self._undo = undo.pop_all()

@@ -110,20 +110,37 @@ class Map:
 
 
 class MappedArray:
-    """A pinned BPF_F_MMAPABLE array: `view` is a numpy array of records over the kernel's own memory."""
+    """A pinned BPF_F_MMAPABLE array: `view` is a numpy array of records over the kernel's own memory.
 
-    def __init__(self, path: Path, structure: type[ctypes.Structure], *, writable: bool) -> None:
+    The kernel makes every mapped page resident at once, so only the first `reach` entries are mapped;
+    extend() maps more, and replaces `memory` and `view`.
+    """
+
+    def __init__(self, path: Path, structure: type[ctypes.Structure], *, writable: bool, reach: int) -> None:
         self.fd = open_pin(path)
-        self.size = ctypes.sizeof(structure)
+        self.name = path.name
         self.entries = _max_entries(self.fd)
-        length = -(-self.entries * self.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._dtype = np.dtype(structure)
+        self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:
-            self.memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, access)
-        except OSError as error:
+            self._map(reach)
+        except DatapathError:
             os.close(self.fd)
-            raise DatapathError(f"cannot map {path}: {error}") from error
-        self.view = np.frombuffer(self.memory, np.dtype(structure), count=self.entries)
+            raise
+
+    def extend(self, reach: int) -> None:
+        """Maps the first `reach` entries, all where there are fewer. Raises DatapathError."""
+        if reach > self.reach:
+            self._map(reach)
+
+    def _map(self, reach: int) -> None:
+        self.reach = min(reach, self.entries)
+        length = -(-self.reach * self._dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            self.memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, self._access)
+        except OSError as error:
+            raise DatapathError(f"map {self.name} cannot be mapped: {error.strerror}") from error
+        self.view = np.frombuffer(self.memory, self._dtype, count=self.reach)
 
     def close(self) -> None:
         del self.view

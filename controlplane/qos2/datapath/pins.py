@@ -35,6 +35,7 @@ class Pins:
         self.programs = path / f"programs-{_digest(path)}"
         self.links = path / "links"
         self.compiled = False
+        self.fresh = False  #: nothing was there: no flow to take over
         try:
             path.mkdir(mode=0o700, exist_ok=True)
             _require_bpf_fs(path)
@@ -59,6 +60,7 @@ class Pins:
         for other in self.path.glob("maps-*"):
             if other != self.maps:
                 _remove(other)  # another layout or size: its flows cannot be taken over
+        self.fresh = not self.maps.is_dir()
         self.maps.mkdir(mode=0o700, exist_ok=True)
         _remove(self.path / _HALF_DONE)  # of a start that was killed
         half_done = self.path / _HALF_DONE
@@ -74,6 +76,11 @@ class Pins:
         for other in self.path.glob("programs-*"):
             if other != self.programs:
                 _remove(other)
+
+    def give_up(self) -> None:
+        """After a start that failed: what this one made goes, what an earlier daemon left stays in force."""
+        if self.fresh:
+            self.remove()
 
     def remove(self) -> None:
         """Everything below PIN_PATH, and PIN_PATH."""
