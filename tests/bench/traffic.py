@@ -8,19 +8,18 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.datapath import DSCP, Tuple, load, set_policies, tuple_key
+from bench.datapath import DSCP
 from bench.figures import Result, Table, Target, over, ratios, spread
-from bench.pair import Pair, Sockets, sent
+from bench.hooked import DATAPATH, EMPTY_PROGRAM, REFERENCE_PROGRAM, Hooked
+from bench.pair import Link, Pair, Sockets, sent
 from bench.session import SENDER_CPU, Session, bpf_folder, pinned, senders
 from demo.lab import LabError
-from harness.program import Program
-from qos2.datapath import abi, hook
-from qos2.datapath.links import Namespace
-from qos2.datapath.maps import LIBBPF, Map
+from qos2.datapath import hook
+from qos2.datapath.maps import LIBBPF
 
 _MANY = (1, 1_000, 20_000)
 _BULK_BYTES = 1 << 17
@@ -38,13 +37,13 @@ class Variant:
 
 
 VARIANTS = {
-    "empty program": Variant("bench_empty"),
-    "reference": Variant("bench_reference"),
-    "miss (unregistered)": Variant("qos_fq"),
-    "hit: count": Variant("qos_fq", registered=True),
-    "mark, preset right": Variant("qos_fq", registered=True, mark=True),
-    "mark, preset wrong": Variant("qos_fq", registered=True, mark=True, dscp=DSCP ^ 8),
-    "mark + limit, preset right": Variant("qos_fq", registered=True, mark=True, limit=True),
+    "empty program": Variant(EMPTY_PROGRAM),
+    "reference": Variant(REFERENCE_PROGRAM),
+    "miss (unregistered)": Variant(DATAPATH),
+    "hit: count": Variant(DATAPATH, registered=True),
+    "mark, preset right": Variant(DATAPATH, registered=True, mark=True),
+    "mark, preset wrong": Variant(DATAPATH, registered=True, mark=True, dscp=DSCP ^ 8),
+    "mark + limit, preset right": Variant(DATAPATH, registered=True, mark=True, limit=True),
 }
 EMPTY, REFERENCE, MISS, *_, FULL = VARIANTS
 
@@ -78,45 +77,17 @@ def run_time(program_fd: int) -> tuple[int, int]:
     return int(facts["run_time_ns"]), int(facts["run_cnt"])
 
 
-class Bench:
-    """The device under test, its hook, and the maps of the datapath."""
+class Subject:
+    """The device under test: whatever program a variant asks for is put at its hook."""
 
-    def __init__(self, folder: Path, pair: Pair, stack: ExitStack, flows: int) -> None:
-        self.program: Program = stack.enter_context(closing(load(folder, flows)))
-        self._keys = stack.enter_context(closing(Map(self.program.pins / "bench_flows", Tuple, ctypes.c_uint64)))
-        self._sockets = stack.enter_context(closing(Map(self.program.pins / "sockets", ctypes.c_int, abi.SocketFlow)))
-        self.link = pair.join()
-        self._flows = 0
-        self._fds = {name: self.program.load(name) for name in ("bench_empty", "bench_reference")}
-        self._fds["qos_fq"] = self.program.fd["qos_fq"]
-        with open(pair.near.path) as descriptor:
-            namespace = stack.enter_context(closing(Namespace(descriptor.fileno())))
-        index = next(device.index for device in namespace.devices() if device.name == self.link.device)
-        self._hook = hook.attach(namespace, index, self._fds["bench_empty"], folder / "link")
-        stack.callback(hook.detach, self._hook)
-
-    @property
-    def hook_kind(self) -> str:
-        return self._hook.kind
-
-    def register(self, sockets: Sequence[socket.socket]) -> None:
-        """A flow for each, and the DSCP preset as the daemon would."""
-        for sock in sockets:
-            self._flows += 1
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, DSCP << 2)
-            self._sockets.put(ctypes.c_int(sock.fileno()), abi.SocketFlow(flow_id=self._flows))
-
-    def know(self, sockets: Sequence[socket.socket]) -> None:
-        """A key of the reference program for each."""
-        for sock in sockets:
-            protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-            key = tuple_key(protocol, sock.getsockname(), sock.getpeername())
-            self._keys.put(key, ctypes.c_uint64(0))
+    def __init__(self, hooked: Hooked, attached: hook.Hook) -> None:
+        self._hooked = hooked
+        self._hook = attached
 
     def measure(self, variant: Variant, send: Callable[[bool, float], object], seconds: float) -> float:
         """Mean ns per run of the program while `send` sends."""
-        set_policies(self.program.policy, self._flows, limit=variant.limit, mark=variant.mark, dscp=variant.dscp)
-        descriptor = self._fds[variant.program]
+        self._hooked.set_policies(limit=variant.limit, mark=variant.mark, dscp=variant.dscp)
+        descriptor = self._hooked.fd[variant.program]
         hook.replace(self._hook, descriptor)
         before_ns, before = run_time(descriptor)
         send(variant.registered, seconds)
@@ -134,9 +105,12 @@ def measure(session: Session) -> Result:
         pair = stack.enter_context(Pair())
         session.tell("compiling")
         many = _MANY[:2] if session.quick else _MANY
-        bench = Bench(folder, pair, stack, flows=many[-1] + 1)
+        hooked = Hooked(folder, pair, stack, flows=many[-1] + 1)
+        link = pair.join()
+        attached = hooked.attach(link, EMPTY_PROGRAM)
+        subject = Subject(hooked, attached)
         session.tell(f"making {2 * many[-1]:,} sockets")
-        loads = _loads(bench, pair, library, many)
+        loads = _loads(hooked, pair, link, library, many)
         stack.enter_context(pinned(SENDER_CPU))
         rounds = session.choose(7, 15)
         with counting():
@@ -144,12 +118,12 @@ def measure(session: Session) -> Result:
                 session.tell(f"round {number + 1} of {rounds}")
                 for load_of in loads:
                     for name, variant in VARIANTS.items():
-                        ns = bench.measure(variant, load_of.send, session.choose_s(0.12, 0.25))
+                        ns = subject.measure(variant, load_of.send, session.choose_s(0.12, 0.25))
                         load_of.samples[name].append(ns)
         return Result(
             "traffic",
             "The program in real traffic",
-            f"Real sockets send over a veth pair; the program is attached by {bench.hook_kind}. The kernel's own "
+            f"Real sockets send over a veth pair; the program is attached by {attached.kind}. The kernel's own "
             "`run_time_ns / run_cnt` (`BPF_ENABLE_STATS`), less the empty program in the same round. All programs take "
             "turns on each kind of traffic in every round. *Preset right*: the socket's IP_TOS is what the flow "
             "asks for, as the daemon leaves it; *wrong*: every packet is rewritten. The reference finds its key.",
@@ -158,13 +132,13 @@ def measure(session: Session) -> Result:
         )
 
 
-def _loads(bench: Bench, pair: Pair, library: ctypes.CDLL, many: Sequence[int]) -> list[Load]:
-    strange, known = (pair.datagram_sockets(bench.link, many[-1]) for _ in range(2))
-    streams = {registered: pair.stream(bench.link, library).near for registered in (False, True)}
-    bench.register(known.all)
-    bench.register([streams[True]])
-    bench.know(strange.all)
-    bench.know([streams[False]])
+def _loads(hooked: Hooked, pair: Pair, link: Link, library: ctypes.CDLL, many: Sequence[int]) -> list[Load]:
+    strange, known = (pair.datagram_sockets(link, many[-1]) for _ in range(2))
+    streams = {registered: pair.stream(link, library).near for registered in (False, True)}
+    hooked.register(known.all)
+    hooked.register([streams[True]])
+    hooked.know(strange.all)
+    hooked.know([streams[False]])
 
     def datagrams(count: int) -> Callable[[bool, float], object]:
         def send(registered: bool, seconds: float) -> object:

@@ -1,25 +1,25 @@
 """Group `wire`: how many datagrams per second leave through a veth pair, with and without traffic control.
 
-Each way of traffic control has a device and sockets of its own, set up once for a number of flows; the sender
-goes from one to the next in every round.
+Each way of traffic control has a device and sockets of its own, so the sender goes from one to the next in
+every round and nothing is replaced meanwhile.
 """
 
-import ctypes
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from bench.figures import Result, Table, over, ratios, spread
+from bench.hooked import DATAPATH, EMPTY_PROGRAM, Hooked
 from bench.pair import Link, Pair, Sockets
 from bench.session import SENDER_CPU, Session, bpf_folder, pinned, senders
-from bench.traffic import Bench
-from bench.datapath import set_policies
 from demo.lab import Namespace
-from qos2.datapath import hook
 
 _FLOWS = (1, 100, 5_000)
 NOTHING = "no traffic control"
+EMPTY, MISS, FULL = "empty program", "datapath, unregistered", "datapath, mark + limit"
+HTB_PRIORITY, HTB_U32 = "HTB by SO_PRIORITY", "HTB, a u32 filter per flow"
+WAYS = (NOTHING, EMPTY, MISS, FULL, HTB_PRIORITY, HTB_U32)
 
 
 def measure(session: Session) -> Result:
@@ -30,25 +30,72 @@ def measure(session: Session) -> Result:
         folder = stack.enter_context(bpf_folder())
         pair = stack.enter_context(Pair())
         session.tell("compiling")
-        setup = _Setup(pair, stack, folder)
+        hooked = Hooked(folder, pair, stack, flows=max(_FLOWS))
+        session.tell(f"making {len(WAYS) * max(_FLOWS):,} sockets")
+        links = {way: pair.join() for way in WAYS}
+        sockets = {way: pair.datagram_sockets(link, max(_FLOWS)) for way, link in links.items()}
+        hooked.attach(links[EMPTY], EMPTY_PROGRAM)
+        hooked.attach(links[MISS], DATAPATH)
+        kind = hooked.attach(links[FULL], DATAPATH).kind
+        hooked.register(sockets[FULL].all)
+        hooked.set_policies(limit=True, mark=True)
+        for minor, sock in enumerate(sockets[HTB_PRIORITY].all, 1):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 1 << 16 | minor)
         stack.enter_context(pinned(SENDER_CPU))
         rounds = session.choose(7, 21)
         for flows in _FLOWS:
-            session.tell(f"{flows:,} flows: placing filters and classes")
-            setup.place(flows)
-            samples: dict[str, list[float]] = {name: [] for name in setup.ways}
+            session.tell(f"{flows:,} flows: placing classes and filters")
+            place_htb(pair.near, links[HTB_PRIORITY], flows, ())
+            place_htb(pair.near, links[HTB_U32], flows, _ports(sockets[HTB_U32], flows))
+            samples: dict[str, list[float]] = {way: [] for way in WAYS}
             seconds = session.choose_s(0.15, 0.4)
             for number in range(rounds):
                 session.tell(f"{flows:,} flows, round {number + 1} of {rounds}")
-                for name, sockets in setup.ways.items():
-                    samples[name].append(sockets.flood(library, flows, seconds) / seconds)
-            tables.append(_table(flows, samples, rounds))
+                for way in WAYS:
+                    samples[way].append(sockets[way].flood(library, flows, seconds) / seconds)
+            tables.append(_table(flows, samples))
     return Result(
         "wire",
         "Datagrams per second",
         "One thread on one CPU sends datagrams of 64 bytes of payload over connected sockets, one per flow, chosen at "
-        "random, through a veth pair; the receiver's buffer is full. Each way has a device and sockets of its own; all "
-        "take turns in every round. *Mark + limit* has a rate that is never exceeded. HTB has one class per flow with "
-        "a rate that is never reached, chosen by one u32 filter per flow on its source port, or by SO_PRIORITY.",
+        "random, through a veth pair; the receiver's buffer is full. Each way has a device and sockets of its own; "
+        f"all take turns in every round ({rounds} rounds). Programs are attached by {kind}. *Mark + limit* has a rate "
+        "that is never exceeded. HTB has one class per flow with a rate that is never reached, chosen by the socket's "
+        "SO_PRIORITY or by one u32 filter per flow on its source port.",
         tuple(tables),
     )
+
+
+def place_htb(namespace: Namespace, link: Link, classes: int, ports: Iterable[int]) -> None:
+    """A fresh HTB with so many classes of 10 Gbit/s, and a u32 filter into each by its source port, if given."""
+    on = f"dev {link.device}"
+    lines = [f"qdisc replace {on} root handle 1: htb"]
+    for minor in range(1, classes + 1):
+        lines.append(f"class add {on} parent 1: classid 1:{minor:x} htb rate 10gbit quantum 60000")
+    for minor, port in enumerate(ports, 1):
+        match = f"u32 match ip sport {port} 0xffff"
+        lines.append(f"filter add {on} parent 1: protocol ip prio 1 {match} flowid 1:{minor:x}")
+    namespace.run("tc", "qdisc", "replace", "dev", link.device, "root", "pfifo")  # a changed HTB keeps its classes
+    with tempfile.NamedTemporaryFile("w", prefix="qos2-bench-") as batch:
+        batch.write("\n".join(lines) + "\n")
+        batch.flush()
+        namespace.run("tc", "-batch", batch.name, timeout=120)
+
+
+def _ports(sockets: Sockets, count: int) -> Sequence[int]:
+    return [sock.getsockname()[1] for sock in sockets.all[:count]]
+
+
+def _table(flows: int, samples: Mapping[str, list[float]]) -> Table:
+    def added(way: str) -> list[float]:
+        """ns per packet more than with nothing, round by round."""
+        each, plain = ([1e9 / rate for rate in samples[name]] for name in (way, NOTHING))
+        return over(each, plain)
+
+    rows = []
+    for way in WAYS:
+        rate = spread([sample / 1000 for sample in samples[way]])
+        ratio = spread(ratios(samples[way], samples[NOTHING]))
+        rows.append((way, rate.text(), ratio.text(3), spread(added(way)).text(0)))
+    title = f"{flows:,} flow{'s' * (flows > 1)}"
+    return Table(title, ("way", "1000 packets/s", "ratio to none", "added ns per packet"), tuple(rows))

@@ -76,28 +76,27 @@ def test_a_stopped_daemon_leaves_the_host_as_it_found_it(own_lab: Lab) -> None:
 
 
 def test_a_killed_daemon_is_taken_over_without_a_second_filter_or_a_leaked_map(own_lab: Lab) -> None:
-    with Daemon(own_lab.app, orphan_grace_s=1) as daemon:
-        with socket_in(own_lab) as sock:
-            with qos2.Handle(daemon.socket) as qos:
-                flow = qos.add_socket(sock, qos2.TrafficType.VOICE)
-                flow.set_rate(1_000_000)
-                first = flow.id
-                before = host_state(own_lab)
-                daemon.kill()
-                assert host_state(own_lab) == before
-                with pytest.raises(qos2.ServiceLost):
-                    flow.stats()
-            for _ in range(3):
-                daemon.start()
-                assert host_state(own_lab) == before
-                daemon.kill()
+    with Daemon(own_lab.app, orphan_grace_s=1) as daemon, socket_in(own_lab) as sock:
+        with qos2.Handle(daemon.socket) as qos:
+            flow = qos.add_socket(sock, qos2.TrafficType.VOICE)
+            flow.set_rate(1_000_000)
+            first = flow.id
+            before = host_state(own_lab)
+            daemon.kill()
+            assert host_state(own_lab) == before
+            with pytest.raises(qos2.ServiceLost):
+                flow.stats()
+        for _ in range(3):
             daemon.start()
-            with qos2.Handle(daemon.socket) as qos:
-                assert qos.status().orphans == 1
-                second = qos.add_socket(sock, qos2.TrafficType.CONTROL).id
-                assert second != first
-                until(lambda: qos.status().orphans == 0, "the orphan did not end")
-                assert [each.flow for each in qos.flows()] == [second]
+            assert host_state(own_lab) == before
+            daemon.kill()
+        daemon.start()
+        with qos2.Handle(daemon.socket) as qos:
+            assert qos.status().orphans == 1
+            second = qos.add_socket(sock, qos2.TrafficType.CONTROL).id
+            assert second != first
+            until(lambda: qos.status().orphans == 0, "the orphan did not end")
+            assert [each.flow for each in qos.flows()] == [second]
 
 
 def attached(qos: qos2.Handle) -> set[str]:
@@ -261,7 +260,7 @@ def test_an_administrators_qdisc_is_left_alone_and_the_device_is_said_to_police(
         flow = qos.add_socket(sock, qos2.TrafficType.VOICE)
         flow.set_rate(1_000_000)
         assert [device["shaper"] for device in qos.status().datapath["devices"]] == ["htb"]
-        tbf = "handle 77: tbf rate 1gbit burst 1m limit 1m".split()
+        tbf = ["handle", "77:", "tbf", "rate", "1gbit", "burst", "1m", "limit", "1m"]
         app.run("tc", "qdisc", "replace", "dev", app.device, "root", *tbf)
         before = app.run("tc", "qdisc", "show", "dev", app.device)
         try:

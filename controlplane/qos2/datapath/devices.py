@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qos2.core.bucket import bucket_depth_bytes
-from qos2.datapath import hook, shapers
+from qos2.datapath import hook
 from qos2.datapath.links import Device, LinkWatch, Namespace
 from qos2.datapath.maps import open_pin
+from qos2.datapath.shapers import DeviceShaper, shaper_for
 from qos2.errors import DatapathError, DeviceGone, QosError
 from qos2.model import DeviceStatus, Shaper
 
@@ -25,7 +26,7 @@ _TSO_RTT_LOG = Path("/proc/sys/net/ipv4/tcp_tso_rtt_log")
 class _Attachment:
     device: Device
     hook: hook.Hook
-    shaper: shapers.DeviceShaper
+    shaper: DeviceShaper
 
 
 @dataclass
@@ -210,7 +211,7 @@ class Devices:
                 self.problems[device.name] = f"device {device.name} is not attached: {error}"
 
     def _attach(self, place: _Place, device: Device) -> None:
-        shaper = shapers.shaper_for(place.namespace, device)
+        shaper = shaper_for(place.namespace, device)
         pin = self._links / f"{place.namespace.cookie}-{device.index}"
         attached = hook.attach(place.namespace, device.index, self._program_for(shaper, device), pin, self._hook_kind)
         place.attached[device.index] = _Attachment(device, attached, shaper)
@@ -218,16 +219,16 @@ class Devices:
         _LOG.info("device %s: %s, %s (%s)", device.name, attached.kind, shaper.kind.value, shaper.why)
 
     def _reshape(self, cookie: int, place: _Place, attachment: _Attachment) -> None:
-        shaper = shapers.shaper_for(place.namespace, attachment.device)
+        shaper = shaper_for(place.namespace, attachment.device)
         self._set_flows(cookie, shaper)
         hook.replace(attachment.hook, self._program_for(shaper, attachment.device))
         attachment.shaper = shaper
         _LOG.warning("device %s: its qdisc was replaced; now %s (%s)", attachment.device.name, shaper.kind, shaper.why)
 
-    def _program_for(self, shaper: shapers.DeviceShaper, device: Device) -> int:
+    def _program_for(self, shaper: DeviceShaper, device: Device) -> int:
         return self._programs[f"qos_{shaper.kind.value}" + ("" if device.ethernet else "_l3")]
 
-    def _set_flows(self, cookie: int, shaper: shapers.DeviceShaper) -> None:
+    def _set_flows(self, cookie: int, shaper: DeviceShaper) -> None:
         for minor, (bandwidth, namespaces) in self._shaped.items():
             if not namespaces or cookie in namespaces:
                 shaper.set_flow(minor, bandwidth, bucket_depth_bytes(bandwidth))
