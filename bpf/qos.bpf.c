@@ -8,8 +8,9 @@
  * will do, the exact one only before refusing; no direct packet write anywhere, since a single one
  * makes the kernel copy each cloned skb (all of TCP's data) at entry; two cache lines per flow.
  *
- * One program per shaper and link layer, made at the end of this file: a device runs the program of
- * its shaper, so no packet looks up its device and changing a shaper replaces one program.
+ * One program per shaper, made at the end of this file, and the whole compiled once per link layer: a
+ * device runs the program of its shaper, so no packet looks up its device and changing a shaper
+ * replaces one program.
  *
  * Compiled by bcc, which rewrites map calls in its main file only: this is the only file with maps.
  */
@@ -22,7 +23,7 @@
 #include "dsfield.h"
 #include "bucket.h"
 
-/* QOS_SLOTS and QOS_PINS (a folder of bpffs, as a string) come from the loader. */
+/* From the loader: QOS_SLOTS, QOS_PINS (a folder of bpffs, as a string), QOS_LINK_BYTES (14, or 0 without Ethernet). */
 #define QOS_TABLE(type, key, value, name, entries, flags) \
 	BPF_F_TABLE(type ":" QOS_PINS "/" #name, key, value, name, entries, flags)
 
@@ -269,7 +270,7 @@ static __always_inline int drop(struct flow_cold *c, u32 flow_id, u32 reason, u3
 	return TC_ACT_SHOT;
 }
 
-static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper, u32 link_bytes)
+static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct socket_flow *bound;
@@ -288,7 +289,7 @@ static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper,
 	if (!bound) /* nobody registered it; also a SYN-ACK, whose socket is not full yet */
 		return TC_ACT_UNSPEC;
 
-	error = packet_network((void *)(long)skb->data, (void *)(long)skb->data_end, link_bytes, &packet);
+	error = packet_network((void *)(long)skb->data, (void *)(long)skb->data_end, QOS_LINK_BYTES, &packet);
 	if (error < 0) {
 		count(-error);
 		return TC_ACT_UNSPEC;
@@ -380,32 +381,17 @@ restore:
 
 int qos_fq(struct __sk_buff *skb)
 {
-	return qos_egress(skb, SHAPER_FQ, LINK_ETHERNET);
+	return qos_egress(skb, SHAPER_FQ);
 }
 
 int qos_htb(struct __sk_buff *skb)
 {
-	return qos_egress(skb, SHAPER_HTB, LINK_ETHERNET);
+	return qos_egress(skb, SHAPER_HTB);
 }
 
 int qos_police(struct __sk_buff *skb)
 {
-	return qos_egress(skb, SHAPER_POLICE, LINK_ETHERNET);
-}
-
-int qos_fq_l3(struct __sk_buff *skb)
-{
-	return qos_egress(skb, SHAPER_FQ, LINK_NONE);
-}
-
-int qos_htb_l3(struct __sk_buff *skb)
-{
-	return qos_egress(skb, SHAPER_HTB, LINK_NONE);
-}
-
-int qos_police_l3(struct __sk_buff *skb)
-{
-	return qos_egress(skb, SHAPER_POLICE, LINK_NONE);
+	return qos_egress(skb, SHAPER_POLICE);
 }
 
 /*

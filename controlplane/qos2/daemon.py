@@ -1,184 +1,44 @@
-"""qos2d: puts the pieces together and runs them on one event loop.
-
-    Pins -> KernelDatapath -> Service -> Server (clients) and Exporter (Prometheus)
+"""qos2d, the entry point: arguments, configuration, the lock on the datapath, then the daemon.
 
 Stays in the foreground, says READY=1 to a service manager, and on SIGTERM or SIGINT takes everything
 off the host again. After kill -9 the datapath goes on; the next start takes it over.
 """
 
 import argparse
-import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from qos2 import errors
 from qos2.config import Config, load
-from qos2.core.service import Limits, Service
-from qos2.datapath.kernel import KernelDatapath
 from qos2.datapath.pins import Pins
-from qos2.exporter import Exporter, RequestMeter, Snapshot, render
-from qos2.model import TrafficType
-from qos2.server import Server
-from qos2.wire import protocol
+from qos2.errors import QosError
+from qos2.version import version
 
 _LOG = logging.getLogger("qos2d")
 
-#: HTB counts link headers: how soon a change of a flow's packet size is followed.
-CORRECT_SECONDS = 0.2
-#: Metrics, idle qdiscs, orphans.
-HOUSEKEEPING_SECONDS = 1.0
 
-
-def version() -> str:
-    """Of the installed package; "dev" where it runs from a source tree."""
-    try:
-        return metadata.version("qos2")
-    except metadata.PackageNotFoundError:
-        return "dev"
-
-
-@dataclass
-class Daemon:
-    """The running parts."""
-
-    datapath: KernelDatapath
-    service: Service
-    server: Server
-    exporter: Exporter | None
-    meter: RequestMeter
-
-    def __post_init__(self) -> None:
-        self._watched: set[int] = set()
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Serves until SIGTERM or SIGINT. `ready` is called once clients can connect."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        self.server.start()
-        if self.exporter is not None:
-            await self.exporter.start()
-        loop.add_reader(self.datapath.event_fd(), self._guarded, self.datapath.events)
-        self._housekeeping()
-        async with asyncio.TaskGroup() as tasks:
-            periodic = [
-                tasks.create_task(self._every(CORRECT_SECONDS, self._correct)),
-                tasks.create_task(self._every(HOUSEKEEPING_SECONDS, self._housekeeping)),
-            ]
-            ready()
-            await stop.wait()
-            for task in periodic:
-                task.cancel()
-        loop.remove_reader(self.datapath.event_fd())
-        for descriptor in self._watched:
-            loop.remove_reader(descriptor)
-        self.server.close()
-        if self.exporter is not None:
-            await self.exporter.close()
-
-    async def _every(self, seconds: float, work: Callable[[], None]) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            self._guarded(work)
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """One failure of a periodic duty must not end the daemon; the next turn tries again."""
+def serve(config: Config) -> None:
+    """Runs the daemon until it is told to stop. Raises QosError where it cannot start."""
+    began = time.monotonic()
+    with contextlib.closing(Pins(config.pin_path, config.max_flows)) as pins:
         try:
-            work()
-        except Exception:
-            _LOG.exception("%s failed", getattr(work, "__name__", work))
+            pins.begin()
+            # The compiler works in a process of its own meanwhile.
+            import asyncio
 
-    def _correct(self) -> None:
-        self.datapath.correct_shapers()
-        self._follow_namespaces()
+            from qos2.runtime import assembled
 
-    def _follow_namespaces(self) -> None:
-        loop = asyncio.get_running_loop()
-        watches = {watch.fileno(): cookie for cookie, watch in self.datapath.devices.watches()}
-        for descriptor in self._watched - watches.keys():
-            loop.remove_reader(descriptor)
-        for descriptor in watches.keys() - self._watched:
-            loop.add_reader(descriptor, self._guarded, self._follower(watches[descriptor]))
-        self._watched = set(watches)
-
-    def _follower(self, cookie: int) -> Callable[[], None]:
-        return lambda: self.datapath.devices.follow(cookie)
-
-    def _housekeeping(self) -> None:
-        self.service.end_orphans()
-        self.datapath.idle()
-        if self.exporter is not None:
-            self.exporter.publish(render(self._snapshot()))
-
-    def _snapshot(self) -> Snapshot:
-        live = self.datapath.totals(self.service.type_of_slot, len(TrafficType))
-        accounts = self.service.accounts
-        return Snapshot(
-            version=version(),
-            datapath=self.datapath.status(),
-            flows=accounts.live,
-            totals=self.service.totals(live),
-            begun=accounts.begun,
-            ended=accounts.ended,
-            handles=self.service.handles,
-            orphans=self.service.orphans,
-            refused_connections=self.server.refused,
-            requests=self.meter,
-        )
-
-
-@contextlib.contextmanager
-def assembled(config: Config) -> Iterator[Daemon]:
-    """The daemon over the host's kernel; everything is off the host again afterwards.
-
-    Raises QosError where it cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
-    """
-    pins = Pins(config.pin_path, config.max_flows)
-    with contextlib.closing(pins):
-        try:
-            datapath = _open_datapath(pins, config)
-        except errors.QosError:
+            with assembled(pins, config) as daemon:
+                _LOG.info("datapath in place after %.2f s", time.monotonic() - began)
+                asyncio.run(daemon.run(lambda: _announce(config)))
+                notify("STOPPING=1")
+        except QosError:
             pins.give_up()
             raise
-        with contextlib.closing(datapath):
-            limits = Limits(
-                flows_per_uid=config.flows_per_uid,
-                flows_per_privileged_uid=max(config.flows_per_uid, config.max_flows),
-                handles_per_uid=config.handles_per_uid,
-                members_per_flow=config.members_per_flow,
-                orphan_grace_s=config.orphan_grace_s,
-            )
-            service = Service(datapath, time.monotonic, limits, version())
-            meter = RequestMeter(protocol.OPERATIONS, ("ok", *errors.BY_CODE))
-            server = Server(
-                service,
-                str(config.socket),
-                observe=meter.observe,
-                mode=config.socket_mode,
-                logger=logging.getLogger("qos2d.server"),
-                connections=config.connections,
-            )
-            exporter = Exporter(config.metrics_address) if config.metrics_address else None
-            yield Daemon(datapath, service, server, exporter, meter)
-
-
-def _open_datapath(pins: Pins, config: Config) -> KernelDatapath:
-    began = time.monotonic()
-    pins.fill()
-    _LOG.info("datapath %s in %.2f s", "compiled" if pins.compiled else "taken over", time.monotonic() - began)
-    return KernelDatapath(
-        pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
-    )
 
 
 def notify(state: str) -> None:
@@ -216,10 +76,8 @@ def main() -> int:
         logging.basicConfig(
             level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
-        with assembled(config) as daemon:
-            asyncio.run(daemon.run(lambda: _announce(config)))
-            notify("STOPPING=1")
-    except errors.QosError as error:
+        serve(config)
+    except QosError as error:
         sys.stderr.write(f"qos2d: {error.message}\n")
         if error.hint:
             sys.stderr.write(f"       {error.hint}\n")

@@ -302,11 +302,19 @@ class Exporter:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # start_server runs this as a task
+        if len(self._connections) >= self.MAX_CONNECTIONS:
+            log.warning("more than %d connections for metrics: one refused", self.MAX_CONNECTIONS)
+            writer.transport.abort()
+            return
         self._connections.add(task)
         try:
             async with asyncio.timeout(self._timeout_s):
                 writer.write(await self._answer(reader))
                 await writer.drain()
+                writer.write_eof()
+                # Closing with bytes unread would reset the connection and lose the answer.
+                while await reader.read(self.MAX_HEADER_BYTES):
+                    pass
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
@@ -317,8 +325,6 @@ class Exporter:
             self._connections.discard(task)
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        if len(self._connections) > self.MAX_CONNECTIONS:
-            return _response(HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections\n")
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:

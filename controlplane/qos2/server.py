@@ -37,6 +37,9 @@ WAITING_DESCRIPTORS = 64
 _BACKLOG = 1024
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
+#: As plain numbers: combining the flags of the socket module takes microseconds.
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _ANCILLARY = socket.CMSG_SPACE(struct.calcsize("i") * protocol.MAX_DESCRIPTORS)
 _OPS: dict[type[protocol.Request], str] = {
     each: str(each.__struct_config__.tag) for each in protocol.Request.__subclasses__()
@@ -218,11 +221,12 @@ class Server:
     # Requests
 
     def _readable(self, client: _Client) -> None:
-        room = _ANCILLARY if len(client.user.waiting) < WAITING_DESCRIPTORS else 0
         for _ in range(TURN_REQUESTS):
+            # Without room the kernel closes the descriptors itself, and says so by MSG_CTRUNC.
+            room = _ANCILLARY if len(client.user.waiting) < WAITING_DESCRIPTORS else 0
             try:
                 data, ancillary, flags, _address = client.socket.recvmsg(
-                    protocol.MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC
+                    protocol.MAX_MESSAGE_BYTES, room, _CLOSE_ON_EXEC
                 )
             except BlockingIOError:
                 return
@@ -250,7 +254,7 @@ class Server:
         number: int | None = None
         error: QosError
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(passed) > protocol.MAX_DESCRIPTORS:
+            if flags & _CUT or len(passed) > protocol.MAX_DESCRIPTORS:
                 raise _cut(flags, passed)
             request = protocol.decode_request(data)
             op, number = _OPS[type(request)], request.id

@@ -14,7 +14,7 @@ from qos2.core.service import Service
 from qos2.core.views import FlowView
 from qos2.errors import InvalidRequest, ProtocolError
 from qos2.model import Destination, Peer
-from qos2.sockets import Passed
+from qos2.sockets import Passed, parse_destination
 from qos2.wire import protocol
 
 #: Room for the fields around the entries of a page.
@@ -213,7 +213,7 @@ def _destination(request: protocol.AddSocket) -> Destination | None:
             raise InvalidRequest(f"port {request.port} without an address", "the zero address stands for every address")
         return None
     try:
-        return Destination.parse(request.address, request.port)
+        return parse_destination(request.address, request.port)
     except ValueError as error:
         raise InvalidRequest(
             f"not a destination: {error}", "a literal address and a port; names are not resolved"

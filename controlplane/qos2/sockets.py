@@ -36,7 +36,8 @@ _TRANSPORTS: dict[tuple[int, int], Transport] = {
 #: Protocols that people pass by mistake; IPPROTO_MPTCP and IPPROTO_DCCP are not in Python 3.11.
 _PROTOCOLS = {1: "ICMP", 33: "DCCP", 58: "ICMPv6", 132: "SCTP", 136: "UDP-Lite", 262: "MPTCP"}
 
-_parse = lru_cache(maxsize=4096)(Destination.parse)
+#: Destination.parse, remembering: an application sends many times to few places.
+parse_destination = lru_cache(maxsize=4096)(Destination.parse)
 
 
 def socket_facts(fd: int) -> SocketFacts:
@@ -63,7 +64,7 @@ def _facts(passed: socket.SocketType) -> SocketFacts:
         # Not connected is the usual case for UDP and no error.
         with contextlib.suppress(OSError):
             name = passed.getpeername()
-            peer = _parse(name[0], name[1])
+            peer = parse_destination(name[0], name[1])
     try:
         netns_cookie = _COOKIE.unpack(option(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
     except OSError:

@@ -24,7 +24,7 @@ class Spread:
 
 
 def spread(samples: Sequence[float]) -> Spread:
-    """Median and quartiles (inclusive: of what was measured, not of a population). Raises ValueError without samples."""
+    """Median and quartiles of what was measured (not of a population). Raises ValueError without samples."""
     if not samples:
         raise ValueError("no samples")
     if len(samples) == 1:

@@ -21,13 +21,13 @@ class Hooked:
     def __init__(self, folder: Path, pair: Pair, stack: ExitStack, flows: int) -> None:
         """`folder` lies on bpffs; `flows` is the most that are registered."""
         self._folder = folder
+        self._flows = flows
         self._pair = pair
         self._stack = stack
         self._program = stack.enter_context(closing(load(folder, flows)))
         pins = self._program.pins
         self._keys = stack.enter_context(closing(Map(pins / "bench_flows", Tuple, ctypes.c_uint64)))
         self._sockets = stack.enter_context(closing(Map(pins / "sockets", ctypes.c_int, abi.SocketFlow)))
-        self._flows = 0
         self.fd = {name: self._program.load(name) for name in (EMPTY_PROGRAM, REFERENCE_PROGRAM)}
         self.fd[DATAPATH] = self._program.fd[DATAPATH]
 
@@ -40,15 +40,14 @@ class Hooked:
         self._stack.callback(hook.detach, attached)
         return attached
 
-    def register(self, sockets: Sequence[socket.socket]) -> None:
-        """A flow for each, and the DSCP preset as the daemon would."""
-        for sock in sockets:
-            self._flows += 1
+    def register(self, sockets: Sequence[socket.socket], first: int = 1) -> None:
+        """A flow for each, from the id `first` on, and the DSCP preset as the daemon would."""
+        for flow, sock in enumerate(sockets, first):
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, DSCP << 2)
-            self._sockets.put(ctypes.c_int(sock.fileno()), abi.SocketFlow(flow_id=self._flows))
+            self._sockets.put(ctypes.c_int(sock.fileno()), abi.SocketFlow(flow_id=flow))
 
     def set_policies(self, *, limit: bool, mark: bool, dscp: int = DSCP) -> None:
-        """The same policy for all registered flows (see datapath.set_policies)."""
+        """The same policy for all flows (see datapath.set_policies)."""
         set_policies(self._program.policy, self._flows, limit=limit, mark=mark, dscp=dscp)
 
     def know(self, sockets: Sequence[socket.socket]) -> None:

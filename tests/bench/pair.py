@@ -6,14 +6,13 @@ after the first packets) and streams that are drained on another CPU.
 
 import ctypes
 import os
-import resource
 import socket
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from bench.crowd import Crowd, Prepare
 from bench.session import SENDER_CPU, pinned
 from demo.lab import Namespace, command
 
@@ -92,19 +91,11 @@ class Pair:
             command("ip", "-netns", namespace.name, "link", "set", link.device, "up")
         return link
 
-    def datagram_sockets(self, link: Link, count: int) -> "Sockets":
-        """So many UDP sockets, connected over the link. Raises the limit of open files where needed."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        need = max(os.listdir("/proc/self/fd").__len__() + count + 256, soft)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (need, max(hard, need)))
-        made = []
-        with self.near.entered():
-            for _ in range(count):
-                sock = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                sock.bind((link.near, 0))
-                sock.connect((link.far, _PORT))
-                made.append(sock)
-        return Sockets(made)
+    def crowd(self, link: Link, senders: ctypes.CDLL, count: int, prepare: Prepare) -> Crowd:
+        """So many UDP sockets, connected over the link, in a process of their own that runs `prepare` on them."""
+        made = Crowd(senders, self.near, count, link.near, (link.far, _PORT), prepare)
+        self._stack.callback(made.close)
+        return made
 
     def stream(self, link: Link, senders: ctypes.CDLL) -> Stream:
         """A TCP connection over the link, without Nagle's delay."""
@@ -116,18 +107,6 @@ class Pair:
         stream = Stream(near, far, senders)
         self._stack.callback(stream.close)
         return stream
-
-
-class Sockets:
-    """Connected UDP sockets, as the senders take them."""
-
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
-        self.all = sockets
-        self._fds = (ctypes.c_int * len(sockets))(*(sock.fileno() for sock in sockets))
-
-    def flood(self, senders: ctypes.CDLL, count: int, seconds: float) -> int:
-        """Datagrams of 64 bytes by the first `count` sockets, chosen at random; how many. Raises OSError."""
-        return sent(senders.udp_flood(self._fds, count, 64, seconds))
 
 
 def sent(count: int) -> int:

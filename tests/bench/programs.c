@@ -76,7 +76,7 @@ int bench_flow(struct __sk_buff *skb)
 		skb->mark = 1;
 		bench_registered(skb);
 	}
-	return qos_egress(skb, SHAPER_FQ, LINK_ETHERNET);
+	return qos_egress(skb, SHAPER_FQ);
 }
 
 /* Another DSCP for each packet. */
@@ -96,7 +96,7 @@ static __always_inline void bench_flip(struct __sk_buff *skb)
 int bench_flip_flow(struct __sk_buff *skb)
 {
 	bench_flip(skb);
-	return qos_egress(skb, SHAPER_FQ, LINK_ETHERNET);
+	return qos_egress(skb, SHAPER_FQ);
 }
 
 int bench_flip_only(struct __sk_buff *skb)
@@ -127,7 +127,7 @@ static __always_inline int bench_spread(struct __sk_buff *skb, int with_datapath
 		return TC_ACT_UNSPEC;
 	slot = 1 + bench_next(random, written->packets);
 	bound->flow_id = slot;
-	return with_datapath ? qos_egress(skb, SHAPER_FQ, LINK_ETHERNET) : TC_ACT_UNSPEC;
+	return with_datapath ? qos_egress(skb, SHAPER_FQ) : TC_ACT_UNSPEC;
 }
 
 int bench_spread_flow(struct __sk_buff *skb)

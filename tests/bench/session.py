@@ -61,9 +61,9 @@ def senders() -> Iterator[ctypes.CDLL]:
         command("gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(_SENDERS))
         loaded = ctypes.CDLL(str(library))
         loaded.udp_flood.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_uint, ctypes.c_uint, ctypes.c_double]
-        loaded.stream_flood.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_double]
+        loaded.write_flood.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_double]
         loaded.stream_drain.argtypes = [ctypes.c_int]
-        for function in (loaded.udp_flood, loaded.stream_flood, loaded.stream_drain):
+        for function in (loaded.udp_flood, loaded.write_flood, loaded.stream_drain):
             function.restype = ctypes.c_long
         yield loaded
 

@@ -188,4 +188,3 @@ def _fill_keys(keys: Map, session: Session) -> None:
     for index in range(max(FLOWS)):
         key.saddr = index
         keys.put(key, ctypes.c_uint64(0))
-

@@ -6,22 +6,22 @@ the hook is replaced for each measurement; sockets, device and sender stay.
 
 import ctypes
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.crowd import most_sockets
 from bench.datapath import DSCP
 from bench.figures import Result, Table, Target, over, ratios, spread
 from bench.hooked import DATAPATH, EMPTY_PROGRAM, REFERENCE_PROGRAM, Hooked
-from bench.pair import Link, Pair, Sockets, sent
+from bench.pair import Link, Pair, sent
 from bench.session import SENDER_CPU, Session, bpf_folder, pinned, senders
 from demo.lab import LabError
 from qos2.datapath import hook
 from qos2.datapath.maps import LIBBPF
 
-_MANY = (1, 1_000, 20_000)
+_MANY = (1, 1_000, 19_000)
 _BULK_BYTES = 1 << 17
 
 
@@ -104,7 +104,7 @@ def measure(session: Session) -> Result:
         folder = stack.enter_context(bpf_folder())
         pair = stack.enter_context(Pair())
         session.tell("compiling")
-        many = _MANY[:2] if session.quick else _MANY
+        many = _MANY[:2] if session.quick else (*_MANY[:2], min(_MANY[2], most_sockets()))
         hooked = Hooked(folder, pair, stack, flows=many[-1] + 1)
         link = pair.join()
         attached = hooked.attach(link, EMPTY_PROGRAM)
@@ -133,30 +133,20 @@ def measure(session: Session) -> Result:
 
 
 def _loads(hooked: Hooked, pair: Pair, link: Link, library: ctypes.CDLL, many: Sequence[int]) -> list[Load]:
-    strange, known = (pair.datagram_sockets(link, many[-1]) for _ in range(2))
+    strange = pair.crowd(link, library, many[-1], hooked.know)
+    known = pair.crowd(link, library, many[-1], hooked.register)
     streams = {registered: pair.stream(link, library).near for registered in (False, True)}
-    hooked.register(known.all)
-    hooked.register([streams[True]])
-    hooked.know(strange.all)
+    hooked.register([streams[True]], first=many[-1] + 1)
     hooked.know([streams[False]])
 
     def datagrams(count: int) -> Callable[[bool, float], object]:
-        def send(registered: bool, seconds: float) -> object:
-            sockets: Sockets = known if registered else strange
-            return sockets.flood(library, count, seconds)
-
-        return send
+        return lambda registered, seconds: (known if registered else strange).flood(count, seconds)
 
     def writes(size: int) -> Callable[[bool, float], object]:
-        return lambda registered, seconds: sent(
-            library.stream_flood(streams[registered].fileno(), size, seconds)
-        )
+        return lambda registered, seconds: sent(library.write_flood(streams[registered].fileno(), size, seconds))
 
     return [
-        *(
-            Load(f"udp-{count}", f"UDP 64 B, {count:,} socket{'s' * (count > 1)}", datagrams(count))
-            for count in many
-        ),
+        *(Load(f"udp-{count}", f"UDP 64 B, {count:,} socket{'s' * (count > 1)}", datagrams(count)) for count in many),
         Load("tcp-small", "TCP, writes of 100 B", writes(100)),
         Load("tcp-bulk", "TCP bulk", writes(_BULK_BYTES)),
     ]

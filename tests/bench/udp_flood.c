@@ -42,19 +42,18 @@ long udp_flood(const int *fds, unsigned int count, unsigned int bytes, double se
 	return sent;
 }
 
-/* Writes of `bytes` into a stream. */
-long stream_flood(int fd, unsigned int bytes, double seconds)
+/* Writes of `bytes` into any one socket, as fast as it takes them. EAGAIN: its own time limit, tried again. */
+long write_flood(int fd, unsigned int bytes, double seconds)
 {
 	static char payload[1 << 20];
 	double end = now_s() + seconds;
 	long sent = 0;
 
 	do {
-		for (int i = 0; i < 16; i++) {
-			if (send(fd, payload, bytes, MSG_NOSIGNAL) < 0)
-				return -errno;
+		if (send(fd, payload, bytes, MSG_NOSIGNAL) >= 0)
 			sent++;
-		}
+		else if (errno != EAGAIN && errno != ENOBUFS)
+			return -errno;
 	} while (now_s() < end);
 	return sent;
 }

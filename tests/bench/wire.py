@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
+from bench.crowd import Prepare
 from bench.figures import Result, Table, over, ratios, spread
 from bench.hooked import DATAPATH, EMPTY_PROGRAM, Hooked
-from bench.pair import Link, Pair, Sockets
-from bench.session import SENDER_CPU, Session, bpf_folder, pinned, senders
+from bench.pair import Link, Pair
+from bench.session import Session, bpf_folder, senders
 from demo.lab import Namespace
 
 _FLOWS = (1, 100, 5_000)
@@ -33,26 +34,23 @@ def measure(session: Session) -> Result:
         hooked = Hooked(folder, pair, stack, flows=max(_FLOWS))
         session.tell(f"making {len(WAYS) * max(_FLOWS):,} sockets")
         links = {way: pair.join() for way in WAYS}
-        sockets = {way: pair.datagram_sockets(link, max(_FLOWS)) for way, link in links.items()}
+        prepare: dict[str, Prepare] = {FULL: hooked.register, HTB_PRIORITY: _number}
+        crowds = {way: pair.crowd(link, library, max(_FLOWS), prepare.get(way, _leave)) for way, link in links.items()}
+        hooked.set_policies(limit=True, mark=True)
         hooked.attach(links[EMPTY], EMPTY_PROGRAM)
         hooked.attach(links[MISS], DATAPATH)
         kind = hooked.attach(links[FULL], DATAPATH).kind
-        hooked.register(sockets[FULL].all)
-        hooked.set_policies(limit=True, mark=True)
-        for minor, sock in enumerate(sockets[HTB_PRIORITY].all, 1):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 1 << 16 | minor)
-        stack.enter_context(pinned(SENDER_CPU))
         rounds = session.choose(7, 21)
         for flows in _FLOWS:
             session.tell(f"{flows:,} flows: placing classes and filters")
             place_htb(pair.near, links[HTB_PRIORITY], flows, ())
-            place_htb(pair.near, links[HTB_U32], flows, _ports(sockets[HTB_U32], flows))
+            place_htb(pair.near, links[HTB_U32], flows, crowds[HTB_U32].ports[:flows])
             samples: dict[str, list[float]] = {way: [] for way in WAYS}
             seconds = session.choose_s(0.15, 0.4)
             for number in range(rounds):
                 session.tell(f"{flows:,} flows, round {number + 1} of {rounds}")
                 for way in WAYS:
-                    samples[way].append(sockets[way].flood(library, flows, seconds) / seconds)
+                    samples[way].append(crowds[way].flood(flows, seconds) / seconds)
             tables.append(_table(flows, samples))
     return Result(
         "wire",
@@ -82,8 +80,14 @@ def place_htb(namespace: Namespace, link: Link, classes: int, ports: Iterable[in
         namespace.run("tc", "-batch", batch.name, timeout=120)
 
 
-def _ports(sockets: Sockets, count: int) -> Sequence[int]:
-    return [sock.getsockname()[1] for sock in sockets.all[:count]]
+def _leave(sockets: Sequence[socket.socket]) -> None:
+    """These are as any application's."""
+
+
+def _number(sockets: Sequence[socket.socket]) -> None:
+    """Each chooses its own class, 1:1 and on."""
+    for minor, sock in enumerate(sockets, 1):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 1 << 16 | minor)
 
 
 def _table(flows: int, samples: Mapping[str, list[float]]) -> Table:

@@ -56,6 +56,14 @@ def program(bpf_fs: Path) -> Iterator[Program]:
     loaded.close()
 
 
+@pytest.fixture(scope="module")
+def bare(bpf_fs: Path) -> Iterator[Program]:
+    """The programs of devices without a link header."""
+    loaded = Program(bpf_fs / "bare", 1024, link="none")
+    yield loaded
+    loaded.close()
+
+
 @pytest.fixture(autouse=True)
 def _bound(program: Program) -> None:
     """Each test begins with a socket whose every packet belongs to FLOW."""
@@ -154,9 +162,10 @@ def test_marks_every_shape_and_changes_nothing_else(program: Program, shape: Sha
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if not s.tags], ids=lambda shape: shape.name)
-def test_marks_packets_of_devices_without_a_link_header(program: Program, shape: Shape) -> None:
-    program.put(SLOT, flow_id=FLOW, dscp=34, flags=abi.PolicyFlag.MARK)
-    came = run(program.fd["qos_htb_l3"], shape.packet(1, link=False))
+def test_marks_packets_of_devices_without_a_link_header(bare: Program, shape: Shape) -> None:
+    bare.bind(abi.SocketFlow(flow_id=FLOW))
+    bare.put(SLOT, flow_id=FLOW, dscp=34, flags=abi.PolicyFlag.MARK)
+    came = run(bare.fd["qos_htb"], shape.packet(1, link=False))
     assert (came.verdict, came.packet) == (PASS, shape.packet(34 << 2 | 1, link=False))
 
 

@@ -6,11 +6,13 @@ against its neighbours. TCP runs cubic, every distribution's default. All rates 
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from demo.lab import Lab
@@ -30,8 +32,8 @@ START_UP_S = 0.5
 S = 1_000_000_000
 #: TCP hands over 64 KB at once: 45 segments, each with its headers.
 LARGEST_SKB = 45 * 1500
-#: By how much the stamps of two packets may be apart from their departures on a busy machine, in seconds.
-JITTER_S = 0.002
+#: How late an arrival may be stamped on a busy machine (one tick of the slowest common kernel), in seconds.
+JITTER_S = 0.004
 #: MTU-sized UDP payload over IPv4; what TCP writes at once.
 DATAGRAM, BLOCK = 1472, 65536
 
@@ -77,6 +79,8 @@ def opened(wire: Wire, load: Load, kind: int) -> socket.socket:
     sock = wire.sender(socket.AF_INET6 if ":" in load.host else socket.AF_INET, kind)
     if kind == socket.SOCK_STREAM:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        # Closed by reset: what is still queued must not leave into the next test.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.connect((load.host, PORT))
     return sock
 
@@ -99,6 +103,13 @@ def run(wire: Wire, loads: tuple[Load, ...], kind: int) -> dict[str, Packets]:
     for flood, _ in floods.values():
         flood.stop()
     return {name: packets.select(sport=sport, dport=PORT) for name, (_, sport) in floods.items()}
+
+
+@pytest.fixture
+def shaped_neighbour(wire: Wire) -> None:
+    """Another flow that is held back, so that the device's qdisc stays: the kernel loses packets when one changes."""
+    sock = opened(wire, Load("neighbour", 1_000_000), socket.SOCK_DGRAM)
+    wire.handle().add_socket(sock, TrafficType.BACKGROUND).set_rate(1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +220,10 @@ def test_two_senders_on_two_cpus_share_one_contract(wire: Wire, sink: Sink) -> N
     for flood in floods:
         flood.begin()
     time.sleep(START_UP_S + 4.1)
-    packets = recording.stop().select(dport=PORT)
+    packets = recording.stop()
     for flood in floods:
         flood.stop()
+    packets = packets.where(np.isin(packets.sport, [port_of(sock) for sock in sockets]))
     shares = [packets.select(sport=port_of(sock)).ip_bytes.sum() / packets.ip_bytes.sum() for sock in sockets]
     assert min(shares) > 0.1, "both took part"
     assert mean_rate(packets, 4) == pytest.approx(load.bandwidth, rel=TOLERANCE)
@@ -240,6 +252,7 @@ def test_a_new_rate_takes_effect_at_once(wire: Wire, sink: Sink) -> None:
     assert packets.dscps() == {56: len(packets)}
 
 
+@pytest.mark.usefixtures("shaped_neighbour")
 @pytest.mark.parametrize("host", [V4, V6])
 def test_non_conformant_markings_neither_delay_nor_drop_and_remark_the_excess(
     wire: Wire, sink: Sink, host: str
@@ -268,7 +281,8 @@ def test_non_conformant_markings_neither_delay_nor_drop_and_remark_the_excess(
 
 def test_tcp_under_non_conformant_markings_is_not_held_back_either(wire: Wire, sink: Sink) -> None:
     bandwidth, offered = 10_000_000, 40_000_000
-    load = Load("remarked", bandwidth, V4, BLOCK)
+    # Blocks much shorter than the bucket: a block conforms or not as a whole.
+    load = Load("remarked", bandwidth, V4, block=4096)
     sock = opened(wire, load, socket.SOCK_STREAM)
     flow = wire.handle().add_socket(sock, TrafficType.AUDIO_VIDEO)
     flow.set_rate(bandwidth, shaping=Shaping.USE_NON_CONFORMANT_MARKINGS)
@@ -282,4 +296,4 @@ def test_tcp_under_non_conformant_markings_is_not_held_back_either(wire: Wire, s
     assert packets.ip_bytes.sum() * 8 / seconds > offered
     assert set(packets.dscps()) == {0, 40}
     conformant = packets.where(packets.dscp == 40).ip_bytes.sum()
-    assert conformant == pytest.approx(bandwidth / 8 * seconds, abs=LARGEST_SKB + TOLERANCE * bandwidth / 8 * seconds)
+    assert conformant * 8 / seconds == pytest.approx(bandwidth, rel=TOLERANCE)

@@ -113,7 +113,7 @@ def run(program_fd: int, packet: bytes, *, skb: SkBuff | None = None, repeat: in
 class Program:
     """The datapath loaded for test runs, with its maps. `fd[name]` is a program's descriptor."""
 
-    def __init__(self, pins: Path, slots: int, *, given: bool = True, extra: str = "") -> None:
+    def __init__(self, pins: Path, slots: int, *, given: bool = True, extra: str = "", link: str = "ethernet") -> None:
         """`pins` is made, on bpffs. `given` False leaves the source as it is; `extra` is appended to it."""
         import bcc
 
@@ -125,7 +125,7 @@ class Program:
             text = text.replace(_LOOKUP, _GIVEN).replace(
                 "struct sockets_table_t {", _TABLE + "struct sockets_table_t {", 1
             )
-        self._bpf: Any = loader.load(text + extra, pins, slots)
+        self._bpf: Any = loader.load(text + extra, pins, slots, link)
         self.fd = {name: loader.load_program(self._bpf, name, bcc.BPF.SCHED_CLS) for name in loader.CLASSIFIERS}
         self.policy = maps.MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=slots)
         self.hot = maps.MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=slots)

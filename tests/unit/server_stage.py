@@ -81,12 +81,20 @@ class Stage:
     def pause(self) -> None:
         """The server does nothing until `resume`."""
         self._going.clear()
-        self._loop.call_soon_threadsafe(self._going.wait)
+        paused = threading.Event()
+
+        def pause() -> None:
+            paused.set()
+            self._going.wait()
+
+        self._loop.call_soon_threadsafe(pause)
+        paused.wait()
 
     def resume(self) -> None:
         self._going.set()
 
     def close(self) -> None:
+        self.resume()
         self.call(self.server.close)
         self._stop()
 

@@ -1,11 +1,11 @@
 """`qos2 flows`: one line for each flow that the caller may see."""
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from qos2.cli import render
 from qos2.cli.ports import Client
@@ -81,5 +81,9 @@ def _wide(flows: Sequence[FlowDetails]) -> Table:
     return made
 
 
-def _members(flow: FlowDetails) -> Text:
-    return Text("all") if flow.whole_program else Text(render.scaled(len(flow.members)))
+def _members(flow: FlowDetails) -> str:
+    if flow.whole_program:
+        return "all"
+    # The daemon tells long lists in part; their last entry says how many it left out.
+    rest = re.fullmatch(r"and (\d+) more", flow.members[-1]) if flow.members else None
+    return render.scaled(len(flow.members) - 1 + int(rest[1]) if rest else len(flow.members))

@@ -6,7 +6,7 @@ until its last flow has ended. A delayed flow is set on every device of the name
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +45,19 @@ class Devices:
 
     def __init__(
         self,
-        programs: Path,
+        programs: Callable[[str], Path],
         links: Path,
         *,
         names: tuple[str, ...] = (),
         hook_kind: hook.HookKind | None = None,
         tcp_tso_rtt_log: int | None = None,
     ) -> None:
-        """`programs` and `links` are pin folders; `names` limits the own namespace to these devices."""
-        self._programs = {path.name: open_pin(path) for path in programs.iterdir()}
+        """`programs` gives the pin folder for a link layer, `links` is that of our links.
+
+        `names` limits the own namespace to these devices.
+        """
+        self._folder_of = programs
+        self._programs: dict[str, dict[str, int]] = {}
         self._links = links
         self._names = names
         self._hook_kind = hook_kind
@@ -62,9 +66,11 @@ class Devices:
         self._shaped: dict[int, tuple[int, frozenset[int]]] = {}  # minor -> bits/s, namespaces (empty: all)
         self.problems: dict[str, str] = {}
 
-    def program(self, name: str) -> int:
-        """The descriptor of a pinned program."""
-        return self._programs[name]
+    def program(self, name: str, link: str = "ethernet") -> int:
+        """The descriptor of a pinned program. Raises DatapathError where it cannot be compiled."""
+        if link not in self._programs:
+            self._programs[link] = {path.name: open_pin(path) for path in self._folder_of(link).iterdir()}
+        return self._programs[link][name]
 
     def open_own(self) -> int:
         """Attaches the daemon's own namespace; its cookie. Raises DeviceGone for a name that is not there."""
@@ -81,6 +87,19 @@ class Devices:
         """Attaches the namespace of a socket unless it is known."""
         if cookie and cookie not in self._places:
             self._open(Namespace.of_socket(fd), own=False)
+
+    def open_of_process(self, pid: int) -> int:
+        """Attaches the namespace of a process unless it is known; its cookie."""
+        descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace = Namespace(descriptor)
+        finally:
+            os.close(descriptor)
+        if namespace.cookie in self._places:
+            namespace.close()
+        else:
+            self._open(namespace, own=False)
+        return namespace.cookie
 
     def watches(self) -> Iterator[tuple[int, LinkWatch]]:
         """(namespace cookie, watch) of every namespace."""
@@ -163,8 +182,9 @@ class Devices:
         """Detaches from every device and puts its qdisc back."""
         for cookie, place in list(self._places.items()):
             self._close(cookie, place)
-        for descriptor in self._programs.values():
-            os.close(descriptor)
+        for programs in self._programs.values():
+            for descriptor in programs.values():
+                os.close(descriptor)
         self._programs.clear()
 
     def _attachments(self) -> Iterator[_Attachment]:
@@ -226,7 +246,7 @@ class Devices:
         _LOG.warning("device %s: its qdisc was replaced; now %s (%s)", attachment.device.name, shaper.kind, shaper.why)
 
     def _program_for(self, shaper: DeviceShaper, device: Device) -> int:
-        return self._programs[f"qos_{shaper.kind.value}" + ("" if device.ethernet else "_l3")]
+        return self.program(f"qos_{shaper.kind.value}", "ethernet" if device.ethernet else "none")
 
     def _set_flows(self, cookie: int, shaper: DeviceShaper) -> None:
         for minor, (bandwidth, namespaces) in self._shaped.items():

@@ -19,7 +19,7 @@ from qos2.datapath.flowmaps import FlowMaps
 from qos2.datapath.maps import Map, PerCpuCounters, RingBuffer
 from qos2.datapath.pins import Pins
 from qos2.datapath.programs import Programs, cgroup_mount
-from qos2.errors import DatapathError, LimitExceeded
+from qos2.errors import DatapathError, LimitExceeded, NoSuchFlow
 from qos2.model import (
     Action,
     DatapathStatus,
@@ -79,9 +79,10 @@ class KernelDatapath:
         preset_tos: bool = True,
         tcp_tso_rtt_log: int | None = None,
     ) -> None:
-        """`pins` are filled; `device_names` empty means every bottom device. Raises DatapathError."""
+        """`pins` have begun; `device_names` empty means every bottom device. Raises DatapathError."""
         with ExitStack() as undo:
             self._pins = pins
+            pins.programs("ethernet")
             self._preset = preset_tos
             self._flows = FlowMaps(pins.maps)
             undo.callback(self._flows.close)
@@ -102,6 +103,7 @@ class KernelDatapath:
             self._further: dict[int, set[Destination]] = {}
             self._shaped: dict[FlowId, _Shaped] = {}
             self._namespaces: dict[FlowId, frozenset[int]] = {}
+            self._program_namespaces: dict[FlowId, int] = {}
             self._drops: dict[int, int] = {}
             self._orphans = self._flows.found
             self._take_over()
@@ -176,9 +178,14 @@ class KernelDatapath:
             del self._further[cookie]
 
     def adopt_program(self, flow: FlowId, peer: Peer) -> None:
+        try:
+            self._program_namespaces[flow] = self.devices.open_of_process(peer.pid)
+        except OSError as error:
+            raise NoSuchFlow(f"process {peer.pid} is gone: {error.strerror}") from error
         self._programs.adopt(flow, peer)
 
     def release_program(self, flow: FlowId) -> None:
+        self._program_namespaces.pop(flow, None)
         self._programs.release(flow)
 
     def stats(self, flow: FlowId) -> FlowStats:
@@ -236,7 +243,7 @@ class KernelDatapath:
         """Once a second: queues' drops are read, qdiscs and namespaces that nobody needs go."""
         if self._shaped:
             self._drops = self.devices.drops()
-        used = frozenset[int]().union(*self._namespaces.values())
+        used = frozenset(self._program_namespaces.values()).union(*self._namespaces.values())
         self.devices.idle(used | {self.own_netns_cookie})
 
     def close(self) -> None:

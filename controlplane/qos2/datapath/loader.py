@@ -25,8 +25,10 @@ from qos2.errors import MissingKernelFeature, QosError
 
 SOURCE = Path(__file__).resolve().parent.parent / "bpf"
 
-#: Programs at tc egress: one per shaper and link layer (ADR 0006).
-CLASSIFIERS = ("qos_fq", "qos_htb", "qos_police", "qos_fq_l3", "qos_htb_l3", "qos_police_l3")
+#: Bytes of the link header, by link layer: the source is compiled once for each that is needed (ADR 0006).
+LINK_BYTES = {"ethernet": 14, "none": 0}
+#: Programs at tc egress: one per shaper.
+CLASSIFIERS = ("qos_fq", "qos_htb", "qos_police")
 #: At socket creation in the cgroup of a program (`qos2 run`).
 SOCKET_PROGRAM = "qos_sock_create"
 #: Maps by name; each is pinned under its name.
@@ -91,19 +93,20 @@ def read_source(folder: Path = SOURCE) -> str:
     return (folder / "qos.bpf.c").read_text()
 
 
-def compile_flags(pins: Path, slots: int, headers: Headers, folder: Path = SOURCE) -> list[str]:
-    """Flags for bcc: our headers, the kernel's, and the two values that the source leaves open."""
+def compile_flags(pins: Path, slots: int, link: str, headers: Headers, folder: Path = SOURCE) -> list[str]:
+    """Flags for bcc: our headers, the kernel's, and the values that the source leaves open."""
     return [
         f"-I{folder}",
         *headers.flags,
         f"-DQOS_SLOTS={slots}",
         f'-DQOS_PINS="{pins}"',
+        f"-DQOS_LINK_BYTES={LINK_BYTES[link]}",
         "-Wno-unused-function",
         "-Werror=implicit-function-declaration",
     ]
 
 
-def load(text: str, pins: Path, slots: int) -> Any:
+def load(text: str, pins: Path, slots: int, link: str = "ethernet") -> Any:
     """Compiles `text` into a bcc.BPF whose maps are pinned below `pins` (taken over where they exist).
 
     Raises MissingKernelFeature where bcc, headers or privilege is missing or the kernel refuses.
@@ -120,7 +123,7 @@ def load(text: str, pins: Path, slots: int) -> Any:
         os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
     with _captured_stderr() as said:
         try:
-            return bcc.BPF(text=text.encode(), cflags=compile_flags(pins, slots, headers))
+            return bcc.BPF(text=text.encode(), cflags=compile_flags(pins, slots, link, headers))
         except Exception as error:  # bcc raises bare Exception for everything
             detail = said()
             raise MissingKernelFeature(
@@ -179,11 +182,11 @@ def layout_of(bpf: Any) -> dict[str, dict[str, Any]]:
     return report
 
 
-def run(pins: Path, programs: Path, slots: int) -> dict[str, Any]:
+def run(pins: Path, programs: Path, slots: int, link: str) -> dict[str, Any]:
     """Loads everything; returns what to print. `programs` gets one pin per program."""
     import bcc
 
-    bpf = load(read_source(), pins, slots)
+    bpf = load(read_source(), pins, slots, link)
     library = bcc.lib
     programs.mkdir(mode=0o700, exist_ok=True)
     kinds = dict.fromkeys(CLASSIFIERS, bcc.BPF.SCHED_CLS) | {SOCKET_PROGRAM: bcc.BPF.CGROUP_SOCK}
@@ -197,10 +200,10 @@ def run(pins: Path, programs: Path, slots: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """`loader PINS PROGRAMS SLOTS`: 0 and a report, or 1 and an error, as JSON on standard output."""
-    pins, programs, slots = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    """`loader PINS PROGRAMS SLOTS LINK`: 0 and a report, or 1 and an error, as JSON on standard output."""
+    pins, programs, slots, link = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), arguments[3]
     try:
-        report = run(pins, programs, slots)
+        report = run(pins, programs, slots, link)
     except QosError as error:
         report = {"error": error.code, "message": error.message, "hint": error.hint}
     sys.stdout.write(json.dumps(report))

@@ -1,10 +1,10 @@
 """The datapath's folder on the bpf file system, and the child process that fills it.
 
     PIN_PATH/maps-v1-65537/     maps of layout version 1 with 65,537 slots
-    PIN_PATH/programs-<hash>/   programs compiled from one state of the sources
+    PIN_PATH/programs-<hash>-ethernet/   programs compiled from one state of the sources, per link layer
     PIN_PATH/links/             tcx links, one per device
 
-A folder is complete or not there: the loader fills `new-programs`, which is renamed (bpffs reserves
+A folder is complete or not there: the loader fills `new-<link>`, which is renamed (bpffs reserves
 dots in names). What is found complete is used as it is, so a restart compiles nothing, and a new
 version takes the old maps over with every flow and counter in them. A lock on PIN_PATH keeps a
 second daemon out.
@@ -21,21 +21,22 @@ from pathlib import Path
 from qos2.datapath import abi, loader
 from qos2.errors import BY_CODE, AlreadyRunning, DatapathError, MissingKernelFeature
 
-_HALF_DONE = "new-programs"
+_HALF_DONE = "new"
+_COMPILE_SECONDS = 120  # two on a desktop; a software-emulated machine needs twenty
 
 
 class Pins:
-    """Owns PIN_PATH while open. `maps`, `programs` and `links` are its folders."""
+    """Owns PIN_PATH while open. `maps` and `links` are its folders; programs() gives the others."""
 
     def __init__(self, path: Path, max_flows: int) -> None:
         """Takes the lock. Raises MissingKernelFeature without bpffs or privilege, AlreadyRunning when locked."""
         self.path = path
         self._slots = max_flows + 1
+        self._digest = _digest(path, self._slots)
         self.maps = path / f"maps-v{abi.ABI_VERSION}-{self._slots}"
-        self.programs = path / f"programs-{_digest(path)}"
         self.links = path / "links"
-        self.compiled = False
         self.fresh = False  #: nothing was there: no flow to take over
+        self._running: dict[str, subprocess.Popen[str]] = {}
         try:
             path.mkdir(mode=0o700, exist_ok=True)
             _require_bpf_fs(path)
@@ -52,34 +53,49 @@ class Pins:
             os.close(self._lock)
             raise AlreadyRunning(f"another daemon owns {path}", "stop it, or give this one its own pin_path") from None
 
-    def fill(self) -> None:
-        """Maps and programs are there afterwards. Raises what the loader reports, and AbiMismatch."""
+    def begin(self) -> None:
+        """Starts what must be compiled, in a process of its own, and returns at once."""
         self.links.mkdir(mode=0o700, exist_ok=True)
-        if self.programs.is_dir() and self.maps.is_dir():
-            return
-        for other in self.path.glob("maps-*"):
-            if other != self.maps:
-                _remove(other)  # another layout or size: its flows cannot be taken over
+        for folder in (*self.path.glob("maps-*"), *self.path.glob("programs-*")):
+            if folder != self.maps and self._digest not in folder.name:
+                _remove(folder)  # another layout or size, whose flows cannot be taken over; another source
         self.fresh = not self.maps.is_dir()
         self.maps.mkdir(mode=0o700, exist_ok=True)
-        _remove(self.path / _HALF_DONE)  # of a start that was killed
-        half_done = self.path / _HALF_DONE
-        try:
-            abi.check(_compile(self.maps, half_done, self._slots))
-        except DatapathError:
-            _remove(half_done)
-            raise
-        if self.programs.is_dir():
-            _remove(self.programs)
-        half_done.rename(self.programs)
-        self.compiled = True
-        for other in self.path.glob("programs-*"):
-            if other != self.programs:
-                _remove(other)
+        self._compile("ethernet")
+
+    def programs(self, link: str) -> Path:
+        """The folder of the programs for a link layer (loader.LINK_BYTES), compiled if need be.
+
+        Raises what the loader reports, and AbiMismatch.
+        """
+        self._compile(link)
+        running = self._running.pop(link, None)
+        if running is not None:
+            abi.check(_report(running))
+            (self.path / f"{_HALF_DONE}-{link}").rename(self._folder(link))
+        return self._folder(link)
+
+    def _folder(self, link: str) -> Path:
+        return self.path / f"programs-{self._digest}-{link}"
+
+    def _compile(self, link: str) -> None:
+        if self._folder(link).is_dir() or link in self._running:
+            return
+        half_done = self.path / f"{_HALF_DONE}-{link}"
+        _remove(half_done)  # of a start that was killed
+        arguments = (str(self.maps), str(half_done), str(self._slots), link)
+        self._running[link] = subprocess.Popen(
+            (sys.executable, "-m", loader.__name__, *arguments),
+            env=dict(os.environ, PYTHONPATH=str(Path(loader.__file__).resolve().parents[2])),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def give_up(self) -> None:
         """After a start that failed: what this one made goes, what an earlier daemon left stays in force."""
-        if self.fresh:
+        if self.fresh and self.path.is_dir():
             self.remove()
 
     def remove(self) -> None:
@@ -89,12 +105,15 @@ class Pins:
         self.path.rmdir()
 
     def close(self) -> None:
+        for running in self._running.values():
+            running.kill()
+            running.communicate()
         os.close(self._lock)
 
 
-def _digest(path: Path) -> str:
-    """Of everything that decides what the programs are: the sources and where their maps are."""
-    state = hashlib.sha256(str(path).encode())
+def _digest(path: Path, slots: int) -> str:
+    """Of everything that decides what the programs are: the sources, and where and how large their maps are."""
+    state = hashlib.sha256(f"{path} {slots}".encode())
     for source in sorted(loader.SOURCE.glob("*.[ch]")):
         state.update(source.read_bytes())
     return state.hexdigest()[:12]
@@ -112,15 +131,18 @@ def _require_bpf_fs(path: Path) -> None:
     raise MissingKernelFeature(f"{path} is not on a bpf file system", "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _compile(maps: Path, programs: Path, slots: int) -> dict[str, dict[str, object]]:
-    """Runs the loader in a process of its own; the layout that it reports."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(loader.__file__).resolve().parents[2]))
-    command = [sys.executable, "-m", "qos2.datapath.loader", str(maps), str(programs), str(slots)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+def _report(running: subprocess.Popen[str]) -> dict[str, dict[str, object]]:
+    """The layout that a loader reports, once it has ended."""
     try:
-        report = json.loads(done.stdout)
+        said, complaint = running.communicate(timeout=_COMPILE_SECONDS)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        running.communicate()
+        raise DatapathError(f"the loader took more than {_COMPILE_SECONDS} s") from None
+    try:
+        report = json.loads(said)
     except json.JSONDecodeError:
-        raise DatapathError(f"the loader died (status {done.returncode}): {done.stderr.strip()[-500:]}") from None
+        raise DatapathError(f"the loader died (status {running.returncode}): {complaint.strip()[-500:]}") from None
     if "error" in report:
         raise BY_CODE[report["error"]](report["message"], report["hint"])
     layout: dict[str, dict[str, object]] = report["layout"]

@@ -1,0 +1,155 @@
+"""The running daemon: its parts put together, and their duties on one event loop.
+
+    KernelDatapath -> Service -> Server (clients) and Exporter (Prometheus)
+
+Imported only once the compiler is at work (daemon.py): what this needs takes half a second to import.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from qos2.config import Config
+from qos2.core.service import Limits, Service
+from qos2.datapath.kernel import KernelDatapath
+from qos2.datapath.pins import Pins
+from qos2.errors import BY_CODE
+from qos2.exporter import Exporter, RequestMeter, Snapshot, render
+from qos2.model import TrafficType
+from qos2.server import Server
+from qos2.version import version
+from qos2.wire import protocol
+
+_LOG = logging.getLogger("qos2d")
+
+#: HTB counts link headers: how soon a change of a flow's packet size is followed.
+CORRECT_SECONDS = 0.2
+#: Metrics, idle qdiscs, orphans.
+HOUSEKEEPING_SECONDS = 1.0
+
+
+@dataclass
+class Daemon:
+    """The running parts."""
+
+    datapath: KernelDatapath
+    service: Service
+    server: Server
+    exporter: Exporter | None
+    meter: RequestMeter
+
+    def __post_init__(self) -> None:
+        self._watched: set[int] = set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves until SIGTERM or SIGINT. `ready` is called once clients can connect."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        self.server.start()
+        if self.exporter is not None:
+            await self.exporter.start()
+        loop.add_reader(self.datapath.event_fd(), self._guarded, self.datapath.events)
+        self._housekeeping()
+        async with asyncio.TaskGroup() as tasks:
+            periodic = [
+                tasks.create_task(self._every(CORRECT_SECONDS, self._correct)),
+                tasks.create_task(self._every(HOUSEKEEPING_SECONDS, self._housekeeping)),
+            ]
+            ready()
+            await stop.wait()
+            for task in periodic:
+                task.cancel()
+        loop.remove_reader(self.datapath.event_fd())
+        for descriptor in self._watched:
+            loop.remove_reader(descriptor)
+        self.server.close()
+        if self.exporter is not None:
+            await self.exporter.close()
+
+    async def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self._guarded(work)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """One failure of a periodic duty must not end the daemon; the next turn tries again."""
+        try:
+            work()
+        except Exception:
+            _LOG.exception("%s failed", getattr(work, "__name__", work))
+
+    def _correct(self) -> None:
+        self.datapath.correct_shapers()
+        self._follow_namespaces()
+
+    def _follow_namespaces(self) -> None:
+        loop = asyncio.get_running_loop()
+        watches = {watch.fileno(): cookie for cookie, watch in self.datapath.devices.watches()}
+        for descriptor in self._watched - watches.keys():
+            loop.remove_reader(descriptor)
+        for descriptor in watches.keys() - self._watched:
+            loop.add_reader(descriptor, self._guarded, self._follower(watches[descriptor]))
+        self._watched = set(watches)
+
+    def _follower(self, cookie: int) -> Callable[[], None]:
+        return lambda: self.datapath.devices.follow(cookie)
+
+    def _housekeeping(self) -> None:
+        self.service.end_orphans()
+        self.datapath.idle()
+        if self.exporter is not None:
+            self.exporter.publish(render(self._snapshot()))
+
+    def _snapshot(self) -> Snapshot:
+        live = self.datapath.totals(self.service.type_of_slot, len(TrafficType))
+        accounts = self.service.accounts
+        return Snapshot(
+            version=version(),
+            datapath=self.datapath.status(),
+            flows=accounts.live,
+            totals=self.service.totals(live),
+            begun=accounts.begun,
+            ended=accounts.ended,
+            handles=self.service.handles,
+            orphans=self.service.orphans,
+            refused_connections=self.server.refused,
+            requests=self.meter,
+        )
+
+
+@contextlib.contextmanager
+def assembled(pins: Pins, config: Config) -> Iterator[Daemon]:
+    """The daemon over the host's kernel; everything is off the host again afterwards.
+
+    Raises QosError where it cannot start: MissingKernelFeature, DeviceGone ...
+    """
+    with contextlib.closing(
+        KernelDatapath(
+            pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
+        )
+    ) as datapath:
+        limits = Limits(
+            flows_per_uid=config.flows_per_uid,
+            flows_per_privileged_uid=max(config.flows_per_uid, config.max_flows),
+            handles_per_uid=config.handles_per_uid,
+            members_per_flow=config.members_per_flow,
+            orphan_grace_s=config.orphan_grace_s,
+        )
+        service = Service(datapath, time.monotonic, limits, version())
+        meter = RequestMeter(protocol.OPERATIONS, ("ok", *BY_CODE))
+        server = Server(
+            service,
+            str(config.socket),
+            observe=meter.observe,
+            mode=config.socket_mode,
+            logger=logging.getLogger("qos2d.server"),
+            connections=config.connections,
+        )
+        exporter = Exporter(config.metrics_address) if config.metrics_address else None
+        yield Daemon(datapath, service, server, exporter, meter)

@@ -1,0 +1,108 @@
+"""The benchmarks: `python -m bench [--quick] [--only GROUP] [--output FILE]` (needs root; touches no real network).
+
+Measures group by group, shows each as soon as it is done, and at the end writes the page. Exit status: 0 also when
+targets are missed, which the page says; 2 when something could not be measured, 130 after Ctrl-C. Whatever it
+made is removed in all cases.
+"""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import qos2
+from bench import control, rate, testrun, traffic, wire
+from bench.figures import Result
+from bench.reasons import REASONS
+from bench.report import Machine, page, show
+from bench.session import Session, commit, cpu_model
+from demo.lab import LabError
+from demo.packets import CaptureError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+
+GROUPS: dict[str, Callable[[Session], Result]] = {
+    "program": testrun.measure,
+    "traffic": traffic.measure,
+    "wire": wire.measure,
+    "rate": rate.measure,
+    "control": control.measure,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what was asked for."""
+    options = _parser().parse_args(argv)
+    if os.geteuid() != 0:
+        sys.stderr.write("bench: needs root (it loads eBPF and makes network namespaces): sudo ./dev bench\n")
+        return 2
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    chosen = options.only or list(GROUPS)
+    begin = _load()
+    try:
+        results = [_measured(console, name, options.quick) for name in GROUPS if name in chosen]
+    except (LabError, CaptureError, qos2.QosError, OSError, ValueError) as error:
+        console.print(f"[bold red]bench: {type(error).__name__}[/]: {error}", highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("Interrupted; everything is removed.")
+        return 130
+    output = options.output or (PAGE if len(chosen) == len(GROUPS) and not options.quick else None)
+    if output is None:
+        console.print("No page written: a partial or quick run needs --output FILE for one.")
+    else:
+        output.write_text(page(_machine("quick" if options.quick else "full", begin), results, REASONS))
+        console.print(f"Written: {output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./dev bench", description="Measures the datapath and the daemon.")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about 3 minutes")
+    parser.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {PAGE.name}, after a full run of all")
+    return parser
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _measured(console: Console, name: str, quick: bool) -> Result:
+    columns = SpinnerColumn(), TextColumn("{task.fields[group]}: {task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+        task = progress.add_task("", total=None, group=name)
+        result = GROUPS[name](Session(quick, lambda doing: progress.update(task, description=doing)))
+    show(console, result)
+    return result
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.2f}"
+
+
+def _machine(mode: str, begin_load: str) -> Machine:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return Machine(
+        cpu=cpu_model(),
+        cpus=os.cpu_count() or 1,
+        kernel=platform.release(),
+        memory_mib=memory,
+        date=datetime.now(UTC).isoformat(" ", "minutes"),
+        commit=commit(),
+        mode=mode,
+        load=f"{begin_load} at the start, {_load()} at the end (the load of the benchmarks themselves included)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

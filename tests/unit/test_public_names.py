@@ -1,0 +1,79 @@
+"""The public face of the package is what it says it is: a name appears or goes by intent only."""
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import qos2
+from qos2 import errors, model
+
+#: Errors that a client cannot meet: the daemon's own start and the loader's.
+DAEMONS_OWN = {"AbiMismatch", "AlreadyRunning", "ConfigError", "DeviceGone", "MissingKernelFeature"}
+
+HANDLE = {
+    "add_program",
+    "add_socket",
+    "cancel",
+    "close",
+    "closed",
+    "enumerate",
+    "flow_details",
+    "flows",
+    "start_tracking",
+    "status",
+    "stop_tracking",
+}
+FLOW = {
+    "add_socket",
+    "close",
+    "fundamentals",
+    "id",
+    "notify",
+    "priority",
+    "rate",
+    "remove_socket",
+    "set_dscp",
+    "set_rate",
+    "set_traffic_type",
+    "stats",
+}
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in vars(thing) if not name.startswith("_")}
+
+
+def test_what_is_exported_is_what_is_there() -> None:
+    submodules = {name for name in public(qos2) if inspect.ismodule(getattr(qos2, name))}
+    assert sorted(qos2.__all__) == sorted(public(qos2) - submodules)
+    assert qos2.__all__ == sorted(qos2.__all__)
+
+
+def test_every_error_that_a_client_can_meet_is_exported() -> None:
+    every = {kind.__name__ for kind in errors.BY_CODE.values()}
+    assert every >= DAEMONS_OWN
+    assert every - DAEMONS_OWN == {name for name in every if hasattr(qos2, name)}
+
+
+def test_the_enumerations_of_the_model_that_arguments_take_are_exported() -> None:
+    for name in ("TrafficType", "Shaping", "RateReason", "Condition"):
+        assert getattr(qos2, name) is getattr(model, name)
+
+
+def test_the_methods_of_a_handle_are_these() -> None:
+    assert public(qos2.Handle) == HANDLE
+
+
+def test_the_methods_of_a_flow_are_these() -> None:
+    assert public(qos2.Flow) == FLOW
+
+
+def test_every_public_thing_says_what_it_is() -> None:
+    documented = [getattr(qos2, name) for name in qos2.__all__ if inspect.isclass(getattr(qos2, name))]
+    documented += [getattr(qos2.Handle, name) for name in HANDLE] + [getattr(qos2.Flow, name) for name in FLOW - {"id"}]
+    assert [thing for thing in documented if not inspect.getdoc(thing)] == []
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    assert qos2.__version__ == tomllib.loads(pyproject.read_text())["project"]["version"]
