@@ -70,12 +70,12 @@ static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
 enum shaper {
 	SHAPER_FQ,
 	SHAPER_HTB,
-	SHAPER_POLICE
+	SHAPER_POLICE,
 };
 
-#define HTB_MAJOR      0x5152u
-#define LINK_ETHERNET  14
-#define LINK_NONE      0
+/* Of our htb, and so of every class (shapers.py). */
+#define HTB_MAJOR 0x5152u
+/* TCP's signals are read at most once in so many jiffies. */
 #define SIGNAL_JIFFIES 2
 
 static __always_inline void count(u32 name)

@@ -41,8 +41,6 @@ from qos2.model import TrafficType as TrafficType
 from qos2.wire.protocol import FlowDetails as FlowDetails
 from qos2.wire.protocol import StatusReport as StatusReport
 
-__version__ = "0.1.0"
-
 __all__ = [
     "ANY_DESTINATION",
     "AlreadyExists",

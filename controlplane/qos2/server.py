@@ -74,7 +74,7 @@ class Server:
 
     `observe` is called with operation ("invalid" for what is none), result ("ok" or the code of the error)
     and seconds, once per request. `connections` bounds all connections, `connections_per_uid` those of one
-    user other than root.
+    user other than root: a connection takes a place before it has opened its handle.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Server:
         if len(self._clients) >= self._most_connections:
             self._refuse(connected, "connections", _too_many(self._most_connections, "connections"))
         elif peer.uid != 0 and user.connections >= self._most_connections_per_uid:
-            refusal = _too_many(self._most_connections_per_uid, "connections_per_uid")
+            refusal = _too_many(self._most_connections_per_uid, "handles_per_uid")
             self._refuse(connected, "connections_per_uid", refusal)
         else:
             user.connections += 1

@@ -42,7 +42,7 @@ PARTS = (
 )
 
 INTRODUCTION = """\
-Four programs send from a namespace over a router to a peer; qos2d governs three.
+Four programs send from a namespace over a router to a peer; qos2d rules three.
 "DSCP seen" and "at peer" are what the peer captured, not what anybody claims."""
 
 

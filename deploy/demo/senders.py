@@ -121,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as stack:
         family = socket.AF_INET6 if ":" in options.to else socket.AF_INET
         sock = stack.enter_context(socket.socket(family, role.transport))
+        if role.transport == socket.SOCK_STREAM:
+            # Whatever the host's default: bbr pauses for 0.2 s every ten, which would look like a broken contract.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
         flow = None
         if role.traffic_type is not None:
             qos = stack.enter_context(qos2.Handle(options.service))

@@ -88,5 +88,6 @@ def _marks(part: Part, seen: Evidence) -> Finding:
 
 def _rate(when: str, rate: float, contract: int, word: str = "contracted") -> Finding:
     error = rate / contract - 1
-    text = f"{rate / 1e6:.3f} of {contract / 1e6:g} Mbit/s {word}{' ' + when if when else ''} ({error:+.1%})"
+    off = f"{error:+.1%}".replace("-0.0%", "+0.0%")
+    text = f"{rate / 1e6:.3f} of {contract / 1e6:g} Mbit/s {word}{' ' + when if when else ''} ({off})"
     return Finding(abs(error) <= RATE_TOLERANCE, text)

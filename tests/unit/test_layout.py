@@ -121,5 +121,5 @@ def test_enumeration_has_the_same_names_and_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constant_is_the_same_number(name: str) -> None:
-    (number,) = re.findall(rf"^#define {name} (\w+?)u?l*$", TYPES_H + QOS_BPF_C, re.MULTILINE)
+    (number,) = re.findall(rf"^#define {name}\s+(\w+?)u?l*$", TYPES_H + QOS_BPF_C, re.MULTILINE)
     assert int(number, 0) == CONSTANTS[name]

@@ -1,6 +1,8 @@
 """Messages: what is sent is what is read, and what is no message is refused in words."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -260,3 +262,24 @@ def test_a_destination_travels_as_address_and_port(dest: Any, fields: tuple[str 
 def test_what_is_no_pair_of_address_and_port_is_refused(dest: Any) -> None:
     with pytest.raises(InvalidRequest, match="not a destination"):
         calls.endpoint(dest)
+
+
+# The description for others
+
+
+def test_the_document_names_every_request_result_and_field() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    for kind in [*REQUESTS, *RESULTS, protocol.FlowDetails]:
+        if kind is not protocol.FlowDetails:
+            assert f"`{kind.__struct_config__.tag}`" in document
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.name}`" in document, f"{kind.__name__}.{field.name}"
+    for counter in FlowStats.__dataclass_fields__:
+        assert f"`{counter}`" in document, counter
+
+
+def test_the_document_gives_each_error_of_a_request_its_number() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    named = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", document, re.MULTILINE))
+    assert len(named) == 8
+    assert {code: BY_CODE[code].win32 for code in named} == {code: int(number) for code, number in named.items()}

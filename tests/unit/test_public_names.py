@@ -1,8 +1,6 @@
 """The public face of the package is what it says it is: a name appears or goes by intent only."""
 
 import inspect
-import tomllib
-from pathlib import Path
 
 import qos2
 from qos2 import errors, model
@@ -72,8 +70,3 @@ def test_every_public_thing_says_what_it_is() -> None:
     documented = [getattr(qos2, name) for name in qos2.__all__ if inspect.isclass(getattr(qos2, name))]
     documented += [getattr(qos2.Handle, name) for name in HANDLE] + [getattr(qos2.Flow, name) for name in FLOW - {"id"}]
     assert [thing for thing in documented if not inspect.getdoc(thing)] == []
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
-    assert qos2.__version__ == tomllib.loads(pyproject.read_text())["project"]["version"]

@@ -5,10 +5,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from qos2.cli import render
 from qos2.cli.ports import Client
+from qos2.cli.render import Grid
 from qos2.wire.protocol import FlowDetails
 
 #: Columns of the narrow table besides PROGRAM at 80 columns, separators counted.
@@ -23,60 +23,62 @@ def execute(qos: Client, arguments: Namespace, out: Console) -> int:
     elif not flows:
         out.print("no flows")
     else:
-        out.print(flow_table(flows, out.width))
+        flow_grid(flows, out.width).print(out)
     return 0
 
 
-def flow_table(flows: Sequence[FlowDetails], width: int) -> Table:
+def flow_grid(flows: Sequence[FlowDetails], width: int) -> Grid:
     """All that matters of each flow, abbreviated where the terminal is narrow."""
     return _wide(flows) if width >= render.WIDE_COLUMNS else _narrow(flows, width)
 
 
-def _narrow(flows: Sequence[FlowDetails], width: int) -> Table:
-    made = render.table(
-        "ID", "TYPE", "DSCP", "CONTRACT", "N", "PROGRAM", "PKTS", "BYTE", "HELD", "RMRK", "DROP",
-        right="DSCP N PKTS BYTE HELD RMRK DROP",
-    )  # fmt: skip
+def _narrow(flows: Sequence[FlowDetails], width: int) -> Grid:
+    made = render.grid(
+        "ID TYPE DSCP CONTRACT N PROGRAM PKTS BYTE HELD RMRK DROP", figures="DSCP N PKTS BYTE HELD RMRK DROP"
+    )
     for flow in flows:
         stats = render.stats_of(flow)
         contract = f"{render.bandwidth(flow.bandwidth)} {render.shaping_label(flow.shaping, short=True)}"
-        made.add_row(
-            render.hex_id(flow.flow),
-            render.short_type(flow.traffic_type),
-            render.marking(flow),
-            contract if flow.bandwidth else "-",
-            _members(flow),
-            render.program(flow.program, flow.pid, max(width - _NARROW_OTHERS, 9)),
-            render.scaled(stats.packets),
-            render.scaled(stats.bytes),
-            render.scaled(stats.delayed_packets),
-            render.alarming(render.scaled(stats.non_conformant_packets), "yellow"),
-            render.alarming(render.scaled(sum(stats.dropped_packets.values()))),
+        made.rows.append(
+            (
+                render.hex_id(flow.flow),
+                render.short_type(flow.traffic_type),
+                render.marking(flow),
+                contract if flow.bandwidth else "-",
+                _members(flow),
+                render.program(flow.program, flow.pid, max(width - _NARROW_OTHERS, 9)),
+                render.scaled(stats.packets),
+                render.scaled(stats.bytes),
+                render.scaled(stats.delayed_packets),
+                render.alarming(render.scaled(stats.non_conformant_packets), "yellow"),
+                render.alarming(render.scaled(sum(stats.dropped_packets.values()))),
+            )
         )
     return made
 
 
-def _wide(flows: Sequence[FlowDetails]) -> Table:
-    made = render.table(
-        "ID", "TYPE", "DSCP", "CONTRACT", "SHAPING", "SOCKETS", "PROGRAM",
-        "PACKETS", "BYTES", "DELAYED", "REMARKED", "DROPPED",
-        right="DSCP CONTRACT SOCKETS PACKETS BYTES DELAYED REMARKED DROPPED",
-    )  # fmt: skip
+def _wide(flows: Sequence[FlowDetails]) -> Grid:
+    made = render.grid(
+        "ID TYPE DSCP CONTRACT SHAPING SOCKETS PROGRAM PACKETS BYTES DELAYED REMARKED DROPPED",
+        figures="DSCP CONTRACT SOCKETS PACKETS BYTES DELAYED REMARKED DROPPED",
+    )
     for flow in flows:
         stats = render.stats_of(flow)
-        made.add_row(
-            render.hex_id(flow.flow),
-            render.type_label(flow.traffic_type),
-            render.marking(flow),
-            f"{render.bandwidth(flow.bandwidth)}bit/s" if flow.bandwidth else "-",
-            render.shaping_label(flow.shaping) if flow.bandwidth else "",
-            _members(flow),
-            render.program(flow.program, flow.pid),
-            f"{stats.packets}",
-            f"{stats.bytes}",
-            f"{stats.delayed_packets}",
-            render.alarming(f"{stats.non_conformant_packets}", "yellow"),
-            render.alarming(f"{sum(stats.dropped_packets.values())}"),
+        made.rows.append(
+            (
+                render.hex_id(flow.flow),
+                render.type_label(flow.traffic_type),
+                render.marking(flow),
+                f"{render.bandwidth(flow.bandwidth)}bit/s" if flow.bandwidth else "-",
+                render.shaping_label(flow.shaping) if flow.bandwidth else "",
+                _members(flow),
+                render.program(flow.program, flow.pid),
+                f"{stats.packets}",
+                f"{stats.bytes}",
+                f"{stats.delayed_packets}",
+                render.alarming(f"{stats.non_conformant_packets}", "yellow"),
+                render.alarming(f"{sum(stats.dropped_packets.values())}"),
+            )
         )
     return made
 

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import IO, Any
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any, Literal
 
 import msgspec
 from rich.box import SIMPLE_HEAD
@@ -24,6 +24,9 @@ from qos2.wire.protocol import FlowDetails
 WIDE_COLUMNS = 120
 #: Width where the output is no terminal: nothing is cut off in a file or a pipe.
 PIPE_COLUMNS = 200
+
+#: Longer tables are printed without styles even on a terminal, because those take milliseconds per row.
+STYLED_ROWS = 500
 
 SHORT_SHAPING = {
     Shaping.SHAPE_ONLY: "shape",
@@ -161,13 +164,46 @@ def flow_document(flow: FlowDetails) -> dict[str, Any]:
     }
 
 
-def table(*columns: str, right: str = "") -> Table:
-    """A table with one rule below its head. `right` names the columns of figures, space-separated."""
-    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    figures = right.split()
-    for column in columns:
-        made.add_column(column, justify="right" if column in figures else "left", no_wrap=True, overflow="ellipsis")
-    return made
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows of one-line cells under a head. `figures` are the columns that are aligned to the right."""
+
+    columns: tuple[str, ...]
+    figures: frozenset[str]
+    rows: list[tuple[str | Text, ...]] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """For a terminal, with styles."""
+        made = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, header_style="bold")
+        for column in self.columns:
+            justify: Literal["left", "right"] = "right" if column in self.figures else "left"
+            made.add_column(column, justify=justify, no_wrap=True, overflow="ellipsis")
+        for row in self.rows:
+            made.add_row(*row)
+        return made
+
+    def text(self) -> str:
+        """For files and pipes, without styles; a hundred times faster, for tens of thousands of rows."""
+        lines = [self.columns, *(tuple(map(str, row)) for row in self.rows)]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        aligned = [str.rjust if column in self.figures else str.ljust for column in self.columns]
+        return "".join(
+            "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
+            + "\n"
+            for line in lines
+        )
+
+    def print(self, out: Console) -> None:
+        """In the form that suits the output."""
+        if out.is_terminal and len(self.rows) <= STYLED_ROWS:
+            out.print(self.table())
+        else:
+            out.file.write(self.text())
+
+
+def grid(columns: str, figures: str) -> Grid:
+    """A grid of columns that are named separated by spaces."""
+    return Grid(tuple(columns.split()), frozenset(figures.split()))
 
 
 def alarming(figure: str, style: str = "red") -> Text:

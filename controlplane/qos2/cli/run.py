@@ -5,11 +5,12 @@ born there. The flow ends with the command, whose exit code is handed on (128 + 
 """
 
 import os
+import re
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from rich.console import Console
 
@@ -33,14 +34,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 def rate(text: str) -> int:
     """Bits per second of `64k`, `20M`, `1.5G` or plain digits; units are decimal. Raises ArgumentTypeError."""
-    unit = text[-1:].lower()
-    number, factor = (text[:-1], _UNITS[unit]) if unit in _UNITS and unit else (text, 1)
-    try:
-        bits = Decimal(number) * factor
-    except InvalidOperation:
-        bits = Decimal("NaN")
-    if not bits.is_finite() or not number[:1].isdigit():
+    told = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKmMgGtT]?)", text)
+    if told is None:
         raise ArgumentTypeError(f"{text!r} is no rate such as 64k, 20M or 1.5G (bits per second)")
+    bits = Decimal(told[1]) * _UNITS[told[2].lower()]
     if not MIN_BANDWIDTH <= bits <= MAX_BANDWIDTH:
         bounds = f"{render.bandwidth(MIN_BANDWIDTH)} and {render.bandwidth(MAX_BANDWIDTH)}"
         raise ArgumentTypeError(f"{text} is not between {bounds} bits per second")

@@ -57,8 +57,7 @@ def _devices(datapath: DatapathStatus) -> RenderableType:
     if not datapath.devices:
         return Text("no devices attached: no packet is marked or counted", style="red")
     namespaces = {device.netns_cookie for device in datapath.devices}
-    made = render.table("DEVICE", "HOOK", "SHAPER", "SHAPED FLOWS")
-    made.columns[3].justify = "right"
+    made = render.grid("DEVICE HOOK SHAPER SHAPED", figures="SHAPED").table()
     made.add_column("WHY THIS SHAPER", overflow="fold")
     for device in datapath.devices:
         # Names repeat across namespaces; the cookie tells them apart, and is noise where there is but one.

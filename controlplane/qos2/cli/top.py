@@ -153,25 +153,24 @@ def view(shown: Sequence[Row], order: str, out: Console, *, keys: bool = False) 
     room = max(out.height - _OTHER_LINES, 1) if keys else len(shown)
     wide = out.width >= render.WIDE_COLUMNS
     most = max((row.bits for row in shown), default=0.0)
-    made = render.table(
-        "ID", "TYPE", "PROGRAM", "BIT/s", "OF", "USE", "PKT/s", "HELD", "RMRK", "DROP",
-        right="BIT/s OF PKT/s HELD RMRK DROP",
-    )  # fmt: skip
+    made = render.grid("ID TYPE PROGRAM BIT/s OF USE PKT/s HELD RMRK DROP", figures="BIT/s OF PKT/s HELD RMRK DROP")
     for row in shown[:room]:
         flow = row.flow
-        made.add_row(
-            render.hex_id(flow.flow),
-            render.type_label(flow.traffic_type) if wide else render.short_type(flow.traffic_type),
-            render.program(flow.program, flow.pid, 0 if wide else max(out.width - _NARROW_OTHERS, 9)),
-            render.bandwidth(row.bits),
-            render.bandwidth(flow.bandwidth) if flow.bandwidth else "-",
-            bar(row, most, 30 if wide else 8, ascii_only=not out.encoding.startswith("utf")),
-            render.scaled(row.packets),
-            render.scaled(row.delayed),
-            render.alarming(render.scaled(row.remarked), "yellow"),
-            render.alarming(render.scaled(row.dropped)),
+        made.rows.append(
+            (
+                render.hex_id(flow.flow),
+                render.type_label(flow.traffic_type) if wide else render.short_type(flow.traffic_type),
+                render.program(flow.program, flow.pid, 0 if wide else max(out.width - _NARROW_OTHERS, 9)),
+                render.bandwidth(row.bits),
+                render.bandwidth(flow.bandwidth) if flow.bandwidth else "-",
+                bar(row, most, 30 if wide else 8, ascii_only=not out.encoding.startswith("utf")),
+                render.scaled(row.packets),
+                render.scaled(row.delayed),
+                render.alarming(render.scaled(row.remarked), "yellow"),
+                render.alarming(render.scaled(row.dropped)),
+            )
         )
-    parts: list[Any] = [title, made]
+    parts: list[Any] = [title, made.table()]
     if len(shown) > room:
         parts.append(Text(f"{len(shown) - room} more flows: make the terminal higher", style="dim"))
     if keys:
