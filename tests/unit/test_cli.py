@@ -183,11 +183,11 @@ def printed(renderable: Any, width: int) -> list[str]:
 
 def test_flows_fit_80_columns_with_nothing_cut_off() -> None:
     assert printed(flow_grid([details(), VOICE, BACKUP], 80).table(), 80) == [
-        "ID         TYPE        DSCP CONTRACT      N PROGRAM    PKTS BYTE HELD RMRK DROP",
-        "───────────────────────────────────────────────────────────────────────────────",
-        "0x00100001 audio_video   40 8M mark       1 vi…(4321)  123k  99M 1.0k   12    2",
-        "0xfff00002 voice         56 -           200 …(1234567)   50  10k    0    0    0",
-        "0x00100003 background   8/0 400G remark all rs…(4321)     0    0    0    0    0",
+        "ID         TYPE        DSCP CONTRACT      N PROGRAM     PKTS BYTE HELD RMRK DROP",
+        "────────────────────────────────────────────────────────────────────────────────",
+        "0x00100001 audio_video   40 8M mark       1 vid…(4321)  123k  99M 1.0k   12    2",
+        "0xfff00002 voice         56 -           200 b…(1234567)   50  10k    0    0    0",
+        "0x00100003 background   8/0 400G remark all rsy…(4321)     0    0    0    0    0",
     ]
 
 
@@ -206,9 +206,9 @@ def test_flows_spell_everything_out_in_a_wide_terminal() -> None:
 
 def test_flows_in_a_pipe_are_plain_lines_with_the_same_cells() -> None:
     assert flow_grid([details(), BACKUP], 80).text().splitlines() == [
-        "ID          TYPE         DSCP  CONTRACT       N  PROGRAM    PKTS  BYTE  HELD  RMRK  DROP",
-        "0x00100001  audio_video    40  8M mark        1  vi…(4321)  123k   99M  1.0k    12     2",
-        "0x00100003  background    8/0  400G remark  all  rs…(4321)     0     0     0     0     0",
+        "ID          TYPE         DSCP  CONTRACT       N  PROGRAM      PKTS  BYTE  HELD  RMRK  DROP",
+        "0x00100001  audio_video    40  8M mark        1  vide…(4321)  123k   99M  1.0k    12     2",
+        "0x00100003  background    8/0  400G remark  all  rsync(4321)     0     0     0     0     0",
     ]
 
 
@@ -239,10 +239,10 @@ def test_one_flow_without_contract_marking_or_packets_says_so() -> None:
         dscp=None, bandwidth=0, shaping=None, adaptive=True, members=[], shapers={}, stats=asdict(FlowStats())
     )
     lines = printed(flow_sheet(bare), 80)
-    assert "type       audio_video, adaptive" in lines
-    assert "DSCP       left as the application sets it" in lines
-    assert "contract   none" in lines
-    assert "delayed    0 packets, by 0.000 ms on average" in lines
+    assert "type      audio_video, adaptive" in lines
+    assert "DSCP      left as the application sets it" in lines
+    assert "contract  none" in lines
+    assert "delayed   0 packets, by 0.000 ms on average" in lines
 
 
 def test_a_dscp_set_by_hand_is_told_from_that_of_the_type() -> None:
@@ -529,10 +529,10 @@ def test_top_fits_80_columns_with_bars() -> None:
     lines = printed(top.view(top.rows(*samples(), "rate"), "rate", out), 80)
     assert lines == [
         "2 flows  11.6Mbit/s  1.2k packets/s  by rate",
-        "ID         TYPE        PROGRAM    BIT/s OF USE      PKT/s HELD RMRK DROP",
-        "────────────────────────────────────────────────────────────────────────",
-        "0x00100001 audio_video video…(4…   7.6M 8M ████████  1.0k   25   10    5",
-        "0x00100008 audio_video video…(4…     4M  - ████░░░░   200    0    0    0",
+        "ID         TYPE        PROGRAM           BIT/s OF USE      PKT/s HELD RMRK DROP",
+        "───────────────────────────────────────────────────────────────────────────────",
+        "0x00100001 audio_video videosender(4321)  7.6M 8M ████████  1.0k   25   10    5",
+        "0x00100008 audio_video videosender(4321)    4M  - ████░░░░   200    0    0    0",
     ]
 
 
@@ -658,7 +658,11 @@ def test_a_reader_that_has_seen_enough_makes_no_traceback() -> None:
         "sys.exit(main(['flows'], connect=StandIn([details()] * 5000).connect))"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, *sys.path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program, *sys.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # An unbuffered Python loses the rest of a short write without an error.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     ) as lister:
         assert lister.stdout is not None
         assert lister.stderr is not None

@@ -269,7 +269,8 @@ def test_what_is_no_pair_of_address_and_port_is_refused(dest: Any) -> None:
 
 def test_the_document_names_every_request_result_and_field() -> None:
     document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    for kind in [*REQUESTS, *RESULTS, protocol.FlowDetails]:
+    kinds: list[type[msgspec.Struct]] = [*REQUESTS, *RESULTS, protocol.FlowDetails]
+    for kind in kinds:
         if kind is not protocol.FlowDetails:
             assert f"`{kind.__struct_config__.tag}`" in document
         for field in msgspec.structs.fields(kind):

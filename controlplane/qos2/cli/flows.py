@@ -11,9 +11,6 @@ from qos2.cli.ports import Client
 from qos2.cli.render import Grid
 from qos2.wire.protocol import FlowDetails
 
-#: Columns of the narrow table besides PROGRAM at 80 columns, separators counted.
-_NARROW_OTHERS = 71
-
 
 def execute(qos: Client, arguments: Namespace, out: Console) -> int:
     """List the flows. Everybody's for root and the group `qos2`, otherwise the caller's own."""
@@ -29,10 +26,12 @@ def execute(qos: Client, arguments: Namespace, out: Console) -> int:
 
 def flow_grid(flows: Sequence[FlowDetails], width: int) -> Grid:
     """All that matters of each flow, abbreviated where the terminal is narrow."""
-    return _wide(flows) if width >= render.WIDE_COLUMNS else _narrow(flows, width)
+    if width >= render.WIDE_COLUMNS:
+        return _wide(flows)
+    return render.fitted(width, lambda program_width: _narrow(flows, program_width))
 
 
-def _narrow(flows: Sequence[FlowDetails], width: int) -> Grid:
+def _narrow(flows: Sequence[FlowDetails], program_width: int) -> Grid:
     made = render.grid(
         "ID TYPE DSCP CONTRACT N PROGRAM PKTS BYTE HELD RMRK DROP", figures="DSCP N PKTS BYTE HELD RMRK DROP"
     )
@@ -46,7 +45,7 @@ def _narrow(flows: Sequence[FlowDetails], width: int) -> Grid:
                 render.marking(flow),
                 contract if flow.bandwidth else "-",
                 _members(flow),
-                render.program(flow.program, flow.pid, max(width - _NARROW_OTHERS, 9)),
+                render.program(flow.program, flow.pid, program_width),
                 render.scaled(stats.packets),
                 render.scaled(stats.bytes),
                 render.scaled(stats.delayed_packets),

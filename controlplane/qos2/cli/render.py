@@ -7,7 +7,7 @@ so that no process can write to an administrator's terminal through its name.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Literal
 
@@ -20,13 +20,16 @@ from rich.text import Text
 from qos2.model import FlowStats, Shaping, TrafficType
 from qos2.wire.protocol import FlowDetails
 
-#: From this width on, tables spell out what they abbreviate in narrower terminals.
-WIDE_COLUMNS = 120
+#: From this width on, `qos2 flows` spells out what it abbreviates in narrower terminals.
+WIDE_COLUMNS = 150
 #: Width where the output is no terminal: nothing is cut off in a file or a pipe.
 PIPE_COLUMNS = 200
 
 #: Longer tables are printed without styles even on a terminal, because those take milliseconds per row.
 STYLED_ROWS = 500
+
+#: Least width of the column of programs, `x…(123456)`.
+PROGRAM_COLUMNS = 10
 
 SHORT_SHAPING = {
     Shaping.SHAPE_ONLY: "shape",
@@ -182,15 +185,20 @@ class Grid:
             made.add_row(*row)
         return made
 
+    def widths(self) -> list[int]:
+        """Of each column, characters."""
+        return [max(len(str(cell)) for cell in cells) for cells in zip(self.columns, *self.rows, strict=True)]
+
     def text(self) -> str:
         """For files and pipes, without styles; a hundred times faster, for tens of thousands of rows."""
-        lines = [self.columns, *(tuple(map(str, row)) for row in self.rows)]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        widths = self.widths()
         aligned = [str.rjust if column in self.figures else str.ljust for column in self.columns]
         return "".join(
-            "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
+            "  ".join(
+                align(str(cell), width) for align, cell, width in zip(aligned, line, widths, strict=True)
+            ).rstrip()
             + "\n"
-            for line in lines
+            for line in (self.columns, *self.rows)
         )
 
     def print(self, out: Console) -> None:
@@ -199,6 +207,16 @@ class Grid:
             out.print(self.table())
         else:
             out.file.write(self.text())
+
+
+def fitted(width: int, build: Callable[[int], Grid]) -> Grid:
+    """A grid whose column of programs takes the columns of the terminal that the others leave.
+
+    `build` makes it for so many characters in that column.
+    """
+    least = build(PROGRAM_COLUMNS)
+    taken = sum(least.widths()) + len(least.columns) - 1
+    return build(PROGRAM_COLUMNS + width - taken) if width > taken else least
 
 
 def grid(columns: str, figures: str) -> Grid:

@@ -93,7 +93,7 @@ def _problems(datapath: DatapathStatus) -> list[RenderableType]:
 
 
 def _sheet() -> Table:
-    sheet = Table(box=None, show_header=False, padding=(0, 2), pad_edge=True)
+    sheet = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     sheet.add_column(no_wrap=True)
     sheet.add_column(overflow="fold")
     return sheet

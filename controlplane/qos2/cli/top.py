@@ -23,13 +23,14 @@ from rich.text import Text
 
 from qos2.cli import render
 from qos2.cli.ports import Client
+from qos2.cli.render import Grid
 from qos2.model import FlowStats
 from qos2.wire.protocol import FlowDetails
 
 #: Lines of the live view that are not flows: title, table head and rule, note on hidden flows, keys.
 _OTHER_LINES = 6
-#: Columns of the narrow table besides PROGRAM, separators counted.
-_NARROW_OTHERS = 69
+#: From this width on, types are spelt out and bars are long.
+_WIDE_COLUMNS = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +152,26 @@ def view(shown: Sequence[Row], order: str, out: Console, *, keys: bool = False) 
         f"  {render.bandwidth(bits)}bit/s  {render.scaled(packets)} packets/s  by {order}",
     )
     room = max(out.height - _OTHER_LINES, 1) if keys else len(shown)
-    wide = out.width >= render.WIDE_COLUMNS
     most = max((row.bits for row in shown), default=0.0)
+    made = render.fitted(out.width, lambda program_width: _grid(shown[:room], most, out, program_width))
+    parts: list[Any] = [title, made.table()]
+    if len(shown) > room:
+        parts.append(Text(f"{len(shown) - room} more flows: make the terminal higher", style="dim"))
+    if keys:
+        parts.append(Text("q quit; sort by " + ", ".join(f"{key} {name}" for key, name in KEYS.items()), style="dim"))
+    return Group(*parts)
+
+
+def _grid(shown: Sequence[Row], most: float, out: Console, program_width: int) -> Grid:
+    wide = out.width >= _WIDE_COLUMNS
     made = render.grid("ID TYPE PROGRAM BIT/s OF USE PKT/s HELD RMRK DROP", figures="BIT/s OF PKT/s HELD RMRK DROP")
-    for row in shown[:room]:
+    for row in shown:
         flow = row.flow
         made.rows.append(
             (
                 render.hex_id(flow.flow),
                 render.type_label(flow.traffic_type) if wide else render.short_type(flow.traffic_type),
-                render.program(flow.program, flow.pid, 0 if wide else max(out.width - _NARROW_OTHERS, 9)),
+                render.program(flow.program, flow.pid, program_width),
                 render.bandwidth(row.bits),
                 render.bandwidth(flow.bandwidth) if flow.bandwidth else "-",
                 bar(row, most, 30 if wide else 8, ascii_only=not out.encoding.startswith("utf")),
@@ -170,12 +181,7 @@ def view(shown: Sequence[Row], order: str, out: Console, *, keys: bool = False) 
                 render.alarming(render.scaled(row.dropped)),
             )
         )
-    parts: list[Any] = [title, made.table()]
-    if len(shown) > room:
-        parts.append(Text(f"{len(shown) - room} more flows: make the terminal higher", style="dim"))
-    if keys:
-        parts.append(Text("q quit; sort by " + ", ".join(f"{key} {name}" for key, name in KEYS.items()), style="dim"))
-    return Group(*parts)
+    return made
 
 
 def bar(row: Row, most: float, width: int, *, ascii_only: bool) -> Text:

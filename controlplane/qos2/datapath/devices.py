@@ -19,6 +19,9 @@ from qos2.errors import DatapathError, DeviceGone, QosError
 from qos2.model import DeviceStatus, Shaper
 
 _LOG = logging.getLogger(__name__)
+#: The kernel drops what is sent while a root qdisc is swapped (a few ms): ours stays this long after its last flow.
+HOLD_SECONDS = 60.0
+
 _TSO_RTT_LOG = Path("/proc/sys/net/ipv4/tcp_tso_rtt_log")
 
 
@@ -27,6 +30,7 @@ class _Attachment:
     device: Device
     hook: hook.Hook
     shaper: DeviceShaper
+    unused_since_s: float | None = None
 
 
 @dataclass
@@ -148,17 +152,22 @@ class Devices:
             for attachment in place.attached.values()
         }
 
-    def idle(self, used: frozenset[int]) -> None:
-        """Once a second: qdiscs that no flow needs go, and namespaces that are not in `used`.
+    def idle(self, used: frozenset[int], now_s: float) -> None:
+        """Once a second: qdiscs that no flow has needed for a while go, and namespaces that are not in `used`.
 
         Where somebody has put another qdisc under our flows, the device gets the shaper that suits it now.
         """
         for cookie, place in self._places.items():
             for attachment in place.attached.values():
-                if attachment.shaper.in_place():
-                    attachment.shaper.idle()
-                else:
+                if not attachment.shaper.in_place():
                     self._reshape(cookie, place, attachment)
+                elif attachment.shaper.flows:
+                    attachment.unused_since_s = None
+                    attachment.shaper.idle()  # classes of flows that have ended
+                elif attachment.unused_since_s is None:
+                    attachment.unused_since_s = now_s
+                elif now_s - attachment.unused_since_s >= HOLD_SECONDS:
+                    attachment.shaper.idle()
         for cookie, place in list(self._places.items()):
             if not place.own and cookie not in used:
                 self._close(cookie, place)

@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import socket
+import time
 from array import array
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -100,7 +101,7 @@ class KernelDatapath:
             cgroups = Map(pins.maps / "cgroups", ctypes.c_uint64, ctypes.c_uint32)
             self._programs = Programs(cgroups, os.dup(self.devices.program("qos_sock_create")))
             undo.callback(self._programs.close)
-            self._further: dict[int, set[Destination]] = {}
+            self._further: dict[int, dict[Destination, FlowId]] = {}
             self._shaped: dict[FlowId, _Shaped] = {}
             self._namespaces: dict[FlowId, frozenset[int]] = {}
             self._program_namespaces: dict[FlowId, int] = {}
@@ -131,6 +132,8 @@ class KernelDatapath:
             except DatapathError:
                 if shaped is None:
                     self._release(minor)
+                else:
+                    self.devices.shape(minor, shaped.bandwidth, shaped.namespaces)
                 raise
             traffic = (0, 0) if fresh else self._flows.traffic(policy.flow)
             self._shaped[policy.flow] = _Shaped(minor, policy.bandwidth, policy.netns_cookies, *traffic)
@@ -153,16 +156,23 @@ class KernelDatapath:
         value, further = binding.plan(flows, current)
         if self._preset:
             self._preset_dscp(fd, facts, value, flows)
-        for destination, flow in further.items():
-            self._destinations.put(binding.destination_key(facts.cookie, destination), ctypes.c_uint32(flow))
-        if flows or value.flags & abi.SocketFlag.PRESET:
-            self._sockets.put(key, value)
-        else:
-            self._sockets.delete(key)
-        for stale in self._further.get(facts.cookie, set()) - further.keys():
+        known = self._further.get(facts.cookie, {})
+        changed = {each: flow for each, flow in further.items() if known.get(each) != flow}
+        try:
+            for destination, flow in changed.items():
+                self._destinations.put(binding.destination_key(facts.cookie, destination), ctypes.c_uint32(flow))
+            if flows or value.flags & abi.SocketFlag.PRESET:
+                self._sockets.put(key, value)
+            else:
+                self._sockets.delete(key)
+        except DatapathError:
+            for destination in changed.keys() - known.keys():
+                self._destinations.delete(binding.destination_key(facts.cookie, destination))
+            raise
+        for stale in known.keys() - further.keys():
             self._destinations.delete(binding.destination_key(facts.cookie, stale))
         if further:
-            self._further[facts.cookie] = set(further)
+            self._further[facts.cookie] = further
         else:
             self._further.pop(facts.cookie, None)
 
@@ -171,8 +181,7 @@ class KernelDatapath:
         if known is None:
             return
         for destination in destinations:
-            if destination in known:
-                known.discard(destination)
+            if known.pop(destination, None) is not None:
                 self._destinations.delete(binding.destination_key(cookie, destination))
         if not known:
             del self._further[cookie]
@@ -244,7 +253,7 @@ class KernelDatapath:
         if self._shaped:
             self._drops = self.devices.drops()
         used = frozenset(self._program_namespaces.values()).union(*self._namespaces.values())
-        self.devices.idle(used | {self.own_netns_cookie})
+        self.devices.idle(used | {self.own_netns_cookie}, time.monotonic())
 
     def close(self) -> None:
         """Filters, qdiscs, cgroups and pins of this daemon go; maps with them."""
