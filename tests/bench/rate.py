@@ -5,6 +5,7 @@ level, behind a hop without segmentation offload.
 """
 
 import ctypes
+import json
 import os
 import socket
 import struct
@@ -21,7 +22,7 @@ from bench.figures import Result, Table, Target
 from bench.pair import sent
 from bench.session import Session, senders
 from demo.capture import Recording
-from demo.lab import Lab, Namespace
+from demo.lab import Lab, LabError, Namespace
 from demo.packets import TCP, most_bytes
 from demo.processes import Daemon
 from qos2.core.bucket import bucket_depth_bytes
@@ -34,6 +35,7 @@ _SETTLE_S = 0.5
 _ETHERNET_BYTES = 14
 _PORT = 5004
 _BULK_BYTES = 1 << 16
+_DRAIN_S = 60.0
 _SEND_TIMEOUT = struct.pack("ll", 0, 200_000)
 _ETH_P_ALL = 3
 _TSO_RTT_LOG = "ipv4/tcp_tso_rtt_log"
@@ -113,10 +115,20 @@ class Stage:
         """What holds packets back here."""
         return ", ".join(sorted({str(device["shaper"]) for device in self._qos.status().datapath["devices"]}))
 
+    def _drain(self) -> None:
+        """Wait until nothing is left of the flow before: its last skb may have gone on a debt of seconds."""
+        deadline = time.monotonic() + _DRAIN_S
+        app = self.lab.app
+        while any(each["qlen"] for each in json.loads(app.run("tc", "-j", "-s", "qdisc", "show", "dev", app.device))):
+            if time.monotonic() > deadline:
+                raise LabError("the queue of the flow before does not drain")
+            time.sleep(0.05)
+
     @contextmanager
     def sending(self, kind: int, rate: int, block: int, seconds: float) -> Iterator[None]:
         """A socket with a contract sends blocks for the time of the block, at least for `seconds`."""
         target = (self.lab.peer.ipv4[0], _PORT)
+        self._drain()
         with ExitStack() as stack:
             sock = stack.enter_context(self.lab.app.socket(socket.AF_INET, kind))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)

@@ -17,6 +17,8 @@ import pytest
 import qos2
 from demo.lab import Lab, command
 from demo.processes import Daemon, environment
+from harness.tcx import tcx_programs
+from qos2.datapath.links import Namespace
 
 pytestmark = pytest.mark.datapath
 
@@ -50,29 +52,40 @@ def socket_in(lab: Lab, port: int = 5004) -> socket.socket:
     return sock
 
 
-def host_state(lab: Lab) -> dict[str, str]:
-    """Everything of the application's device and of the kernel's BPF objects that a daemon could leave behind."""
+def device_state(lab: Lab) -> dict[str, object]:
+    """Everything of the application's device that a daemon could leave behind."""
     device = lab.app.device
-    objects = json.loads(command("bpftool", "-j", "map", "show")), json.loads(command("bpftool", "-j", "prog", "show"))
+    with lab.app.entered():
+        namespace = Namespace()
+    with namespace:
+        index = next(each.index for each in namespace.devices() if each.name == device)
+        programs = tcx_programs(namespace, index)
     return {
         "qdiscs": lab.app.run("tc", "qdisc", "show", "dev", device),
         "filters": lab.app.run("tc", "filter", "show", "dev", device, "egress"),
-        "net": lab.app.run("bpftool", "net", "show", "dev", device),
-        "maps": str(sorted(m["name"] for m in objects[0] if m["name"] in {"policy", "hot", "cold", "sockets"})),
-        "programs": str(sorted(p.get("name", "") for p in objects[1] if p.get("name", "").startswith("qos_"))),
+        "programs": programs,
     }
 
 
+def pinned(daemon: Daemon) -> dict[str, int]:
+    """The kernel's ids of all pinned maps and programs, by path."""
+    found = {}
+    for kind, folder in (("map", "maps-*"), ("prog", "programs-*")):
+        for pin in daemon.pins.glob(f"{folder}/*"):
+            found[str(pin)] = int(json.loads(command("bpftool", "-j", kind, "show", "pinned", str(pin)))["id"])
+    return found
+
+
 def test_a_stopped_daemon_leaves_the_host_as_it_found_it(own_lab: Lab) -> None:
-    before = host_state(own_lab)
+    before = device_state(own_lab)
     with Daemon(own_lab.app) as daemon:
         with qos2.Handle(daemon.socket) as qos, socket_in(own_lab) as sock:
             qos.add_socket(sock, qos2.TrafficType.VOICE).set_rate(1_000_000)
-            assert host_state(own_lab) != before
+            assert device_state(own_lab) != before
         assert daemon.stop() == 0
         assert not daemon.pins.exists()
         assert not Path(daemon.socket).exists()
-        until(lambda: host_state(own_lab) == before, "the daemon has left something behind")
+        assert device_state(own_lab) == before
 
 
 def test_a_killed_daemon_is_taken_over_without_a_second_filter_or_a_leaked_map(own_lab: Lab) -> None:
@@ -81,14 +94,14 @@ def test_a_killed_daemon_is_taken_over_without_a_second_filter_or_a_leaked_map(o
             flow = qos.add_socket(sock, qos2.TrafficType.VOICE)
             flow.set_rate(1_000_000)
             first = flow.id
-            before = host_state(own_lab)
+            device, pins = device_state(own_lab), pinned(daemon)
             daemon.kill()
-            assert host_state(own_lab) == before
+            assert device_state(own_lab) == device
             with pytest.raises(qos2.ServiceLost):
                 flow.stats()
         for _ in range(3):
             daemon.start()
-            assert host_state(own_lab) == before
+            assert (device_state(own_lab), pinned(daemon)) == (device, pins)
             daemon.kill()
         daemon.start()
         with qos2.Handle(daemon.socket) as qos:
@@ -200,14 +213,13 @@ def test_a_second_daemon_on_the_same_datapath_is_refused(own_lab: Lab, tmp_path:
 
 def test_a_second_daemon_on_the_same_socket_is_refused_and_cleans_up(own_lab: Lab, bpf_fs: Path) -> None:
     with Daemon(own_lab.app) as daemon:
-        before = host_state(own_lab)
+        before = device_state(own_lab)
         pins = bpf_fs / "second"
         status, said = start(own_lab, "--socket", daemon.socket, "--pin-path", str(pins), "--metrics", "")
         assert status == 1
         assert daemon.socket in said
         assert not pins.exists()
-        # The kernel frees maps and programs only some time after their last user.
-        until(lambda: host_state(own_lab) == before, "the second daemon has left something behind")
+        assert device_state(own_lab) == before
         with qos2.Handle(daemon.socket) as qos:
             assert qos.status().flows == 0
 

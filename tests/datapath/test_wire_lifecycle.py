@@ -26,11 +26,21 @@ TOLERANCE = 0.02
 DATAGRAM = 1472
 
 
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[tuple[Lab, Daemon]]:
+    """A daemon that may be killed without a loss to other tests, in a lab of its own."""
+    with Lab("qos2-life") as lab, Daemon(lab.app, orphan_grace_s=2) as daemon:
+        yield lab, daemon
+
+
 @pytest.fixture
-def own_wire() -> Iterator[Wire]:
-    """A lab and a daemon that may be killed without a loss to other tests."""
-    with Lab("qos2-life") as lab, Daemon(lab.app, orphan_grace_s=2) as daemon, Wire(lab, daemon) as wire:
+def own_wire(mortal: tuple[Lab, Daemon]) -> Iterator[Wire]:
+    """Sockets, captures and senders of one test; the daemon runs, whatever the test before did to it."""
+    lab, daemon = mortal
+    with Wire(lab, daemon) as wire:
         yield wire
+    if daemon.process is None or daemon.process.poll() is not None:
+        daemon.start()
 
 
 def test_marks_and_rate_go_on_through_kill_and_restart_until_the_orphan_ends(own_wire: Wire) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from harness.tcx import tcx_programs
 from qos2.datapath.links import Device, Namespace
 from qos2.datapath.maps import LIBBPF
 from qos2.datapath.tc import TrafficControl
@@ -86,17 +87,7 @@ class VethPair:
 
     def tcx_programs(self) -> list[int]:
         """Ids of the tcx programs at egress, in the order in which packets meet them."""
-        if not HAS_TCX:
-            return []
-        index = self.device.index
-
-        def query() -> list[int]:
-            flags, ids, count = ctypes.c_uint32(), (ctypes.c_uint32 * 16)(), ctypes.c_uint32(16)
-            failed = LIBBPF.bpf_prog_query(index, _BPF_TCX_EGRESS, 0, ctypes.byref(flags), ids, ctypes.byref(count))
-            assert not failed, os.strerror(ctypes.get_errno())
-            return list(ids[: count.value])
-
-        return self.near.run(query)
+        return tcx_programs(self.near, self.device.index)
 
     def attach_foreign_tcx(self, program_fd: int) -> None:
         index = self.device.index

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import qos2
 from qos2.core.service import Limits, Service
 from qos2.datapath.fake import FakeDatapath
+from qos2.model import TrafficType
 from qos2.server import Server
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ T = TypeVar("T")
 CONTROLPLANE = Path(qos2.__file__).parent.parent
 NOBODY = 65534
 PEER = ("192.0.2.7", 5004)
+VOICE = int(TrafficType.VOICE)
 LINGER_ON = struct.pack("ii", 1, 60)
 
 
@@ -196,3 +198,27 @@ def udp(peer: tuple[str, int] | None = None, family: int = socket.AF_INET) -> so
     if peer is not None:
         made.connect(peer)
     return made
+
+
+def udp6_only() -> socket.socket:
+    """A UDP socket for IPv6 without IPv4-mapped addresses."""
+    made = udp(family=socket.AF_INET6)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
+
+
+def regular_file() -> Any:
+    """A descriptor that is no socket."""
+    return tempfile.TemporaryFile()
+
+
+def add(client: RawClient, sock: socket.socket, **fields: Any) -> dict[str, Any]:
+    """The reply to add_socket."""
+    return client.ask(sock.fileno(), **({"op": "add_socket", "traffic_type": VOICE} | fields))
+
+
+def refusal(reply: dict[str, Any]) -> tuple[str, int]:
+    """Code and Win32 number of a reply that refuses."""
+    assert reply["result"] == "error", reply
+    assert reply["message"]
+    return reply["code"], reply["win32"]

@@ -9,6 +9,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -591,6 +592,21 @@ def test_run_sets_the_rate_before_the_command_starts() -> None:
     assert main([*arguments, "true", "--rate", "7"], connect=qos.connect) == 0
     assert qos.types == [TrafficType.AUDIO_VIDEO]
     assert qos.flow.rates == [(1_500_000, Shaping.USE_NON_CONFORMANT_MARKINGS)]
+
+
+def test_the_daemon_sees_the_name_of_the_command_when_we_connect() -> None:
+    def own_name() -> str:
+        return Path("/proc/self/comm").read_text()
+
+    names = [own_name()]
+
+    def connect(path: str | None) -> StandIn:
+        names.append(own_name())
+        return StandIn()
+
+    assert main(["run", "--type", "voice", "--", "/bin/true"], connect=connect) == 0
+    assert names[1:] == ["true\n"]
+    assert own_name() == names[0]
 
 
 def test_run_says_why_a_command_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:

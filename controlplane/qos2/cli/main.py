@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None, connect: Connect = Handle) -> int:
     arguments = parser().parse_args(argv)
     execute: Execute = arguments.execute
     try:
-        with connect(arguments.socket) as qos:
+        name = run.named_after(arguments.command) if arguments.execute is run.execute else nullcontext()
+        with name, connect(arguments.socket) as qos:
             code = execute(qos, arguments, render.console())
         sys.stdout.flush()
         return code

@@ -9,8 +9,10 @@ import re
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 
 from rich.console import Console
 
@@ -58,6 +60,18 @@ def shaping(text: str) -> Shaping:
         if kind.label == text.lower().replace("-", "_"):
             return kind
     raise ArgumentTypeError(f"{text!r} is none of {', '.join(kind.label for kind in Shaping)}")
+
+
+@contextmanager
+def named_after(command: Sequence[str]) -> Iterator[None]:
+    """While connected, this process has the name of its command: the daemon takes it for the flow's program."""
+    own = Path("/proc/self/comm")
+    name = own.read_text()
+    own.write_text(os.path.basename(command[0]))  # the kernel cuts it to 15 bytes
+    try:
+        yield
+    finally:
+        own.write_text(name.rstrip("\n"))
 
 
 def execute(qos: Client, arguments: Namespace, _out: Console) -> int:
