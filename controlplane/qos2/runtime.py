@@ -20,7 +20,7 @@ from qos2.datapath.pins import Pins
 from qos2.errors import BY_CODE
 from qos2.exporter import Exporter, RequestMeter, Snapshot, render
 from qos2.model import TrafficType
-from qos2.server import Server
+from qos2.server import Server, clear_stale
 from qos2.version import version
 from qos2.wire import protocol
 
@@ -127,8 +127,9 @@ class Daemon:
 def assembled(pins: Pins, config: Config) -> Iterator[Daemon]:
     """The daemon over the host's kernel; everything is off the host again afterwards.
 
-    Raises QosError where it cannot start: MissingKernelFeature, DeviceGone ...
+    Raises QosError where it cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
     """
+    clear_stale(str(config.socket))  # before any device is touched
     with contextlib.closing(
         KernelDatapath(
             pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
@@ -150,6 +151,7 @@ def assembled(pins: Pins, config: Config) -> Iterator[Daemon]:
             mode=config.socket_mode,
             logger=logging.getLogger("qos2d.server"),
             connections=config.connections,
+            connections_per_uid=config.handles_per_uid,
         )
         exporter = Exporter(config.metrics_address) if config.metrics_address else None
         yield Daemon(datapath, service, server, exporter, meter)

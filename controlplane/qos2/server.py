@@ -313,7 +313,7 @@ def listen_at(path: str, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-        _clear(path)
+        clear_stale(path)
         listener.bind(path)
         # Nobody can connect before listen(), so nobody comes in under the wrong permissions.
         os.chmod(path, mode)
@@ -329,8 +329,11 @@ def listen_at(path: str, mode: int) -> socket.socket:
     return listener
 
 
-def _clear(path: str) -> None:
-    """Remove the socket file of a daemon that is gone. Two daemons starting in the same instant are not told apart."""
+def clear_stale(path: str) -> None:
+    """Remove the socket file of a daemon that is gone. Two daemons starting in the same instant are not told apart.
+
+    Raises AlreadyRunning where somebody answers there, ConfigError where the path is no socket.
+    """
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:

@@ -286,21 +286,19 @@ def _smoothness(stage: Stage, session: Session) -> Table:
 
 def _burst(stage: Stage, rate: int, seconds: float) -> tuple[int, int, int]:
     """(excess, granted, largest skb) in bytes."""
-    recording = Recording.start(stage.lab.peer, stage.lab.router)
-    try:
-        with ExitStack() as stack, stage.sending(socket.SOCK_STREAM, rate, _BULK_BYTES, _SETTLE_S + seconds):
-            largest = _LargestPacket(stage.lab.app)
-            stack.callback(largest.close)
-            time.sleep(_SETTLE_S)
-            largest.octets = 0
-            time.sleep(seconds)
+    with ExitStack() as stack:
+        recording = Recording.start(stage.lab.peer, stage.lab.router)
+        stack.callback(recording.cancel)
+        stack.enter_context(stage.sending(socket.SOCK_STREAM, rate, _BULK_BYTES, _SETTLE_S + seconds))
+        largest = _LargestPacket(stage.lab.app)
+        stack.callback(largest.close)
+        time.sleep(_SETTLE_S)
+        largest.octets = 0
+        time.sleep(seconds)
+        # Before the flow ends, and with it the contract of what still waits.
         packets = recording.stop().select(protocol=TCP, dport=_PORT)
-    finally:
-        recording.cancel()
     begin = packets.time_ns[0] + round(_SETTLE_S * 1e9)
     kept = packets.select(begin_ns=int(begin))
-    if not len(kept):
-        kept = packets
     window_ns = round(_WINDOW_S * 1e9)
     granted = round(rate * _WINDOW_S / 8) + bucket_depth_bytes(rate)
     most = most_bytes(np.asarray(kept.time_ns), np.asarray(kept.ip_bytes), window_ns)

@@ -30,10 +30,15 @@ def destination_key(cookie: int, destination: Destination) -> abi.Destination:
     return key
 
 
-def _shape(destination: Destination) -> abi.SocketFlag:
+# Plain numbers: this runs for each socket that is added, and arithmetic of enumerations is slow.
+_EXACT, _ANY_PORT = int(abi.SocketFlag.EXACT), int(abi.SocketFlag.ANY_PORT)
+_ANY_ADDRESS, _PRESET = int(abi.SocketFlag.ANY_ADDRESS), int(abi.SocketFlag.PRESET)
+
+
+def _shape(destination: Destination) -> int:
     if destination.address is None:
-        return abi.SocketFlag.ANY_ADDRESS
-    return abi.SocketFlag.EXACT if destination.port else abi.SocketFlag.ANY_PORT
+        return _ANY_ADDRESS
+    return _EXACT if destination.port else _ANY_PORT
 
 
 def _names(value: abi.SocketFlow, destination: Destination) -> bool:
@@ -54,12 +59,14 @@ def plan(
     The preset of `current` is carried over.
     """
     value = abi.SocketFlow()
-    if current is not None and current.flags & abi.SocketFlag.PRESET:
-        value.flags = abi.SocketFlag.PRESET
+    if current is not None and current.flags & _PRESET:
+        value.flags = _PRESET
         value.preset_dscp = current.preset_dscp
         value.original_dscp = current.original_dscp
-    exact = [d for d in flows if _shape(d) is abi.SocketFlag.EXACT]
-    first = next((d for d in exact if current is not None and _names(current, d)), exact[0] if exact else None)
+    exact = [d for d in flows if _shape(d) == _EXACT]
+    first = exact[0] if exact else None
+    if current is not None and current.first_family:
+        first = next((d for d in exact if _names(current, d)), first)
     further: dict[Destination, FlowId] = {}
     for destination, flow in flows.items():
         if destination.is_any:

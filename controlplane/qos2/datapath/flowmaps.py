@@ -22,6 +22,7 @@ _FLOW_ID = struct.Struct("=I")
 _POLICY_BYTES, _LINE_BYTES = 32, 64
 _HOT = struct.Struct("=4Q8I")
 _COLD = struct.Struct("=8Q")
+_MARK = int(abi.PolicyFlag.MARK)
 _ZERO_LINE = bytes(_LINE_BYTES)
 #: Slots that are mapped at first; they are given out from the lowest on.
 _FIRST_REACH = 4096
@@ -98,7 +99,7 @@ class FlowMaps:
             policy.dscp or 0,
             policy.non_conformant_dscp,
             policy.action if ns_per_byte_20 else Action.NONE,
-            abi.PolicyFlag.MARK if marks else 0,
+            _MARK if marks else 0,
             ns_per_byte_20,
             depth_ns,
             htb_minor,
@@ -115,8 +116,8 @@ class FlowMaps:
 
     def dscp(self, flow: FlowId) -> int | None:
         """The DSCP that a live flow's policy writes, None if it writes none."""
-        record = self._policy.view[flow & SLOT_MASK]
-        return int(record["dscp"]) if record["flags"] & abi.PolicyFlag.MARK else None
+        fields = _POLICY.unpack_from(self._policy.memory, (flow & SLOT_MASK) * _POLICY_BYTES + _FLOW_ID.size)
+        return fields[0] if fields[3] & _MARK else None
 
     def traffic(self, flow: FlowId) -> tuple[int, int]:
         """(bytes at IP level, packets) so far."""

@@ -35,6 +35,9 @@ from qos2.model import (
 )
 
 
+_PRESET = int(abi.SocketFlag.PRESET)
+
+
 class _Minors:
     """Minor numbers of delayed flows: the next unused one, or one that was given back long ago."""
 
@@ -161,7 +164,7 @@ class KernelDatapath:
         try:
             for destination, flow in changed.items():
                 self._destinations.put(binding.destination_key(facts.cookie, destination), ctypes.c_uint32(flow))
-            if flows or value.flags & abi.SocketFlag.PRESET:
+            if flows or value.flags & _PRESET:
                 self._sockets.put(key, value)
             else:
                 self._sockets.delete(key)
@@ -284,11 +287,11 @@ class KernelDatapath:
             before = preset.read_dscp(sock, facts)
             if before is None:
                 return
-            if value.flags & abi.SocketFlag.PRESET and before == value.preset_dscp:
+            if value.flags & _PRESET and before == value.preset_dscp:
                 before = value.original_dscp  # ours, not the application's
-            value.flags &= ~abi.SocketFlag.PRESET
+            value.flags &= ~_PRESET
             if dscp is not None and dscp != before:
-                value.flags |= abi.SocketFlag.PRESET
+                value.flags |= _PRESET
                 value.preset_dscp, value.original_dscp = dscp, before
             preset.write_dscp(sock, facts, Dscp(before if dscp is None else dscp))
         except OSError as error:
