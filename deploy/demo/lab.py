@@ -78,7 +78,11 @@ class Namespace:
         self._processes: list[subprocess.Popen[Any]] = []
 
     def argv(self, *argv: str) -> list[str]:
-        """`argv` as it must be run to live in here: it sees the host's files (bpffs too), and ends with its parent."""
+        """`argv` as it must be run to live in here.
+
+        It sees the host's files (bpffs too, which `ip netns exec` would hide), and gets SIGTERM when the thread
+        that started it ends, so that nothing outlives a killed caller.
+        """
         return ["setpriv", "--pdeathsig", "TERM", "nsenter", f"--net={self.path}", *argv]
 
     def run(self, *argv: str, timeout: float = 30.0) -> str:

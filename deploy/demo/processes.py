@@ -115,10 +115,15 @@ class Daemon:
         self.process.wait()
 
     def close(self) -> None:
-        """End it if it runs, and remove its directory and its pins (idempotent)."""
-        if self.process is not None:
-            self.stop()
-        self._stack.close()
+        """End it if it runs, and remove its directory and its pins (idempotent).
+
+        Raises LabError, with the end of its log, where it does not stop cleanly.
+        """
+        with self._stack:
+            if self.process is None or self.process.poll() is not None:
+                return
+            if (status := self.stop()) != 0:
+                raise LabError(f"the daemon ended with status {status}\n{self.log[-4000:]}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -234,11 +234,11 @@ def _read_tso_rtt_log(namespace: Namespace) -> int:
         return int(setting.read())
 
 
-class _LargestPacket:
-    """The largest skb that leaves a device, seen by a packet socket behind its qdisc."""
+class _Departures:
+    """The sizes of the skbs that leave a device, seen by a packet socket behind its qdisc."""
 
     def __init__(self, namespace: Namespace) -> None:
-        self.octets = 0
+        self.octets: list[int] = []  #: at IP level
         self._stop = threading.Event()
         self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._socket.bind((namespace.device, _ETH_P_ALL))
@@ -254,7 +254,7 @@ class _LargestPacket:
             except TimeoutError:
                 continue
             if direction == socket.PACKET_OUTGOING:
-                self.octets = max(self.octets, octets - _ETHERNET_BYTES)
+                self.octets.append(octets - _ETHERNET_BYTES)
 
     def close(self) -> None:
         self._stop.set()
@@ -269,32 +269,48 @@ def _smoothness(stage: Stage, session: Session) -> Table:
             with _tso_rtt_log(stage.lab.app, setting):
                 shown = f"{_read_tso_rtt_log(stage.lab.app)}{' (as it is)' if setting is None else ''}"
                 session.tell(f"TCP bursts, {rate / 1e6:g} Mbit/s, tcp_tso_rtt_log {shown}")
-                excess, window, largest = _burst(stage, rate, session.choose_s(1.5, 4.0))
-            rows.append((f"{rate / 1e6:g} Mbit/s", shown, f"{excess:,}", f"{excess / window:+.1%}", f"{largest:,}"))
+                burst = _burst(stage, rate, session.choose_s(2.0, 6.0))
+            rows.append(
+                (
+                    f"{rate / 1e6:g} Mbit/s",
+                    shown,
+                    *(f"{octets:,}" for octets in (burst.granted, burst.excess, burst.largest_skb, burst.mean_skb)),
+                )
+            )
     return Table(
         "TCP bursts",
-        ("contract", "tcp_tso_rtt_log", "excess, bytes", "of what is granted", "largest skb, bytes"),
+        ("contract", "tcp_tso_rtt_log", "granted, bytes", "excess, bytes", "largest skb, bytes", "mean"),
         tuple(rows),
         (
-            "Excess: the fullest 100 ms of a capture at the peer, at IP level, less 100 ms of the contract and the "
-            "depth of its bucket; a negative number is what was left. One skb may go on debt.",
+            "Granted in 100 ms: the contract and the depth of its bucket. Excess: what the fullest 100 ms of a capture "
+            "at the peer held more, at IP level; a negative number is what was left. One skb may go on debt.",
             "At such tiny round trips TCP as it is hands over up to 64 KB at once, however slow the contract; 0 sizes "
             "its packets by the rate alone.",
         ),
     )
 
 
-def _burst(stage: Stage, rate: int, seconds: float) -> tuple[int, int, int]:
-    """(excess, granted, largest skb) in bytes."""
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """All in bytes at IP level; `excess` and `granted` within the window."""
+
+    excess: int
+    granted: int
+    largest_skb: int
+    mean_skb: int
+
+
+def _burst(stage: Stage, rate: int, seconds: float) -> Burst:
     with ExitStack() as stack:
         recording = Recording.start(stage.lab.peer, stage.lab.router)
         stack.callback(recording.cancel)
         stack.enter_context(stage.sending(socket.SOCK_STREAM, rate, _BULK_BYTES, _SETTLE_S + seconds))
-        largest = _LargestPacket(stage.lab.app)
-        stack.callback(largest.close)
+        departures = _Departures(stage.lab.app)
+        stack.callback(departures.close)
         time.sleep(_SETTLE_S)
-        largest.octets = 0
+        departures.octets.clear()
         time.sleep(seconds)
+        sizes = tuple(departures.octets)
         # Before the flow ends, and with it the contract of what still waits.
         packets = recording.stop().select(protocol=TCP, dport=_PORT)
     begin = packets.time_ns[0] + round(_SETTLE_S * 1e9)
@@ -302,4 +318,4 @@ def _burst(stage: Stage, rate: int, seconds: float) -> tuple[int, int, int]:
     window_ns = round(_WINDOW_S * 1e9)
     granted = round(rate * _WINDOW_S / 8) + bucket_depth_bytes(rate)
     most = most_bytes(np.asarray(kept.time_ns), np.asarray(kept.ip_bytes), window_ns)
-    return most - granted, granted, largest.octets
+    return Burst(most - granted, granted, max(sizes), sum(sizes) // len(sizes))

@@ -32,6 +32,7 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     """The real daemon on the application's device."""
     with Daemon(lab.app) as daemon:
         yield daemon
+        assert "Traceback" not in daemon.log, daemon.log
 
 
 @pytest.fixture

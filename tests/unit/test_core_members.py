@@ -73,7 +73,8 @@ def test_in_a_second_flow_the_last_one_wins_and_the_first_stays_as_a_husk() -> N
     second = stage.add(udp(1), PEER, traffic_type=TrafficType.BACKGROUND)
     assert stage.bound() == {1: {PEER: second}}
     assert stage.service.details(stage.handle, first).members == ()
-    assert stage.fake.policies[first] == FlowPolicy(first, Dscp(56))
+    husk = stage.fake.policies[first]
+    assert husk == FlowPolicy(first, Dscp(56), netns_cookies=frozenset({udp(1).netns_cookie}))
     with pytest.raises(NoSuchFlow):
         stage.remove(first, udp(1))
     stage.remove(first)

@@ -30,7 +30,7 @@ LAYERS: list[list[set[str]]] = [
 #: Libraries that are kept to the modules named.
 WRAPPED = {
     "bcc": {"datapath.loader"},
-    "pyroute2": {"datapath.netlink", "datapath.links", "datapath.tc"},
+    "pyroute2": {"datapath.rtnl"},
     "prometheus_client": {"exporter"},
     "rich": {"cli"},
 }

@@ -7,6 +7,8 @@ taken back because it refuses that as well is left to endings.py, so that no slo
 No rule of QoS2 is here: the service has checked everything.
 """
 
+from functools import lru_cache
+
 from qos2.core.accounts import Accounts
 from qos2.core.endings import Endings
 from qos2.core.flows import Flow, FlowTable, Handle
@@ -15,6 +17,12 @@ from qos2.core.priorities import Treatment
 from qos2.core.slots import SlotPool
 from qos2.errors import DatapathError
 from qos2.model import Destination, FlowId, SocketFacts, slot_of
+
+
+@lru_cache(maxsize=1024)
+def _alone(netns_cookie: int) -> frozenset[int]:
+    """The set of one namespace, the same object for all flows in it: a set takes 216 bytes."""
+    return frozenset((netns_cookie,))
 
 
 class Changes:
@@ -35,7 +43,7 @@ class Changes:
         self, owner: Handle, treatment: Treatment, now_s: float, fd: int, facts: SocketFacts, member: Destination
     ) -> FlowId:
         """A new flow with one member. Raises LimitExceeded when every slot is in use."""
-        flow = self._begin(owner, treatment, now_s, frozenset((facts.netns_cookie,)))
+        flow = self._begin(owner, treatment, now_s, _alone(facts.netns_cookie))
         try:
             self._bind(flow, fd, facts, member)
         except BaseException:
@@ -58,8 +66,8 @@ class Changes:
 
     def join(self, flow: Flow, fd: int, facts: SocketFacts, member: Destination) -> None:
         """A further member of a flow; it leaves the flow that had it."""
-        if facts.netns_cookie not in flow.namespaces:
-            self._put(flow, flow.treatment, frozenset((*flow.namespaces, facts.netns_cookie)))
+        if facts.netns_cookie not in flow.policy.netns_cookies and not flow.whole_program:
+            self._put(flow, flow.treatment, flow.policy.netns_cookies | {facts.netns_cookie})
         try:
             self._bind(flow, fd, facts, member)
         except BaseException:
@@ -69,7 +77,7 @@ class Changes:
     def remove(self, flow: Flow, fd: int, facts: SocketFacts) -> None:
         """A socket leaves with all its destinations; the last one ends the flow, unless a program has it too."""
         socket = self._table.sockets[facts.cookie]
-        leaving = tuple(flow.members[facts.cookie])
+        leaving = flow.members[facts.cookie]
         if len(flow.members) == 1 and not flow.whole_program:
             # The flow ends first: that alone stops the marks, and taking its id off the socket can wait.
             self._endings.end(flow.id)
@@ -92,10 +100,10 @@ class Changes:
         """Other marks, another contract, another traffic type."""
         before, after = flow.treatment.traffic_type, treatment.traffic_type
         if before is after:
-            self._put(flow, treatment, frozenset(flow.namespaces))
+            self._put(flow, treatment, self._table.namespaces(flow))
             return
         stats = self._datapath.stats(flow.id)
-        self._put(flow, treatment, frozenset(flow.namespaces))
+        self._put(flow, treatment, self._table.namespaces(flow))
         self._accounts.change(before, after, stats)
         self._table.type_of_slot[slot_of(flow.id)] = after
 
@@ -160,8 +168,8 @@ class Changes:
 
         Refused, the wider policy stays in force, which marks and limits the same; the next change narrows it.
         """
-        if len(flow.policy.netns_cookies) != len(flow.namespaces):
+        if len(flow.policy.netns_cookies) > 1 and flow.policy.netns_cookies != (left := self._table.namespaces(flow)):
             try:
-                self._put(flow, flow.treatment, frozenset(flow.namespaces))
+                self._put(flow, flow.treatment, left)
             except DatapathError:
                 self._endings.refusals += 1

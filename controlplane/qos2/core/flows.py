@@ -67,9 +67,8 @@ class Flow:
     policy: FlowPolicy
     begun_s: float
     whole_program: bool = False
-    members: dict[int, dict[Destination, None]] = field(default_factory=dict)  #: by cookie, in order of joining
+    members: dict[int, tuple[Destination, ...]] = field(default_factory=dict)  #: by cookie, in order of joining
     member_count: int = 0
-    namespaces: dict[int, int] = field(default_factory=dict)  #: netns cookie -> sockets of it
 
 
 class FlowTable:
@@ -110,7 +109,7 @@ class FlowTable:
                 del socket.flows[destination]
             if not socket.flows:
                 del self.sockets[cookie]
-            left.append((cookie, tuple(destinations)))
+            left.append((cookie, destinations))
         return left
 
     def socket(self, facts: SocketFacts) -> Socket:
@@ -122,28 +121,28 @@ class FlowTable:
         """Record a member; one that another flow had must leave that one."""
         self.sockets[socket.cookie] = socket
         socket.flows[destination] = flow.id
-        destinations = flow.members.get(socket.cookie)
-        if destinations is None:
-            flow.members[socket.cookie] = {destination: None}
-            flow.namespaces[socket.netns_cookie] = flow.namespaces.get(socket.netns_cookie, 0) + 1
-        else:
-            destinations[destination] = None
+        flow.members[socket.cookie] = (*flow.members.get(socket.cookie, ()), destination)
         flow.member_count += 1
 
     def leave(self, flow: Flow, socket: Socket, destination: Destination) -> None:
         """Take one member out of `flow`; `socket.flows` has it no more, or under another flow's id."""
-        destinations = flow.members[socket.cookie]
-        del destinations[destination]
+        left = tuple(each for each in flow.members[socket.cookie] if each != destination)
         flow.member_count -= 1
-        if not destinations:
+        if left:
+            flow.members[socket.cookie] = left
+        else:
             del flow.members[socket.cookie]
-            sockets = flow.namespaces[socket.netns_cookie] - 1
-            if sockets:
-                flow.namespaces[socket.netns_cookie] = sockets
-            else:
-                del flow.namespaces[socket.netns_cookie]
         if not socket.flows:
             self.sockets.pop(socket.cookie, None)  # gone already if the last of several has left
+
+    def namespaces(self, flow: Flow) -> frozenset[int]:
+        """The network namespaces of a flow's sockets; of one that has none, those of the sockets it had.
+
+        Empty for a program's: its sockets are not known, so it is held back wherever the datapath is.
+        """
+        if not flow.members or flow.whole_program:
+            return flow.policy.netns_cookies
+        return frozenset(self.sockets[cookie].netns_cookie for cookie in flow.members)
 
     def behind(self, slot: int) -> Iterator[Flow]:
         """Flows in slots above this one, in their order."""

@@ -34,7 +34,6 @@ from qos2.model import (
     Transport,
 )
 
-
 _PRESET = int(abi.SocketFlag.PRESET)
 
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
 from qos2.datapath.netlink import Conversation, Message, Request, attributes, messages
+from qos2.datapath.rtnl import ifinfmsg
 from qos2.errors import DatapathError, DeviceGone, MissingKernelFeature
 
 Result = TypeVar("Result")

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pyroute2.netlink.rtnl.tcmsg import tcmsg
-
 from qos2.datapath.netlink import (
     NLA_F_NESTED,
     NLM_F_CREATE,
@@ -24,6 +22,7 @@ from qos2.datapath.netlink import (
     attribute,
     attributes,
 )
+from qos2.datapath.rtnl import tcmsg
 
 # linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h, linux/gen_stats.h
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
