@@ -6,6 +6,7 @@ judges itself. Sockets, devices and rates on the wire are the matter of the test
 
 import ctypes
 import itertools
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -341,10 +342,28 @@ def test_only_packets_to_the_destination_belong_to_the_flow(
     assert run(program.fd["qos_htb"], _WHOLE_UDP.packet(0)).packet == expected
 
 
-def test_the_first_destination_lives_in_the_socket_and_keeps_its_place() -> None:
-    first, second = Destination.parse(V4, 1), Destination.parse(V4, 2)
-    value, further = binding.plan({first: FLOW}, None)
-    assert (value.first_flow_id, value.first_port_be, further) == (FLOW, socket.htons(1), {})
-    value, further = binding.plan({second: FLOW, first: FLOW}, value)
-    assert (value.first_port_be, further) == (socket.htons(1), {second: FLOW})
-    assert value.flags == abi.SocketFlag.EXACT
+def _next_cookie() -> int:
+    """The cookie that the next socket gets on this CPU (sock_gen_cookie() counts per CPU)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 57, 8), "little") + 1
+
+
+@pytest.mark.parametrize(
+    "further", [Destination.parse(V4, 5004), Destination.parse(V4, 0), Destination(None, 5004)], ids=str
+)
+def test_further_destinations_and_wildcards_are_found_in_the_map(program: Program, further: Destination) -> None:
+    other = FlowId(1 << 20 | 6)
+    program.put(SLOT, flow_id=FLOW, dscp=46, flags=abi.PolicyFlag.MARK)
+    program.put(6, flow_id=other, dscp=10, flags=abi.PolicyFlag.MARK)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        for _ in range(50):  # another process may take the cookie first
+            _bind(program, {Destination.parse("203.0.113.1", 1): FLOW, further: other}, _next_cookie())
+            came = run(program.fd["qos_htb"], _WHOLE_UDP.packet(0)).packet
+            if came == _WHOLE_UDP.packet(10 << 2):
+                return
+            assert came == _WHOLE_UDP.packet(0)
+        pytest.fail(f"no packet was found to belong to {further}")
+    finally:
+        os.sched_setaffinity(0, cpus)

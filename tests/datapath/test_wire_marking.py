@@ -6,12 +6,15 @@ that arrived with what was asked for at that moment, packet by packet.
 
 import ipaddress
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 import qos2
+from demo.lab import Lab
 from demo.packets import TCP, UDP, Packets
+from demo.processes import Daemon
 from harness.wire import PATIENCE_S, Receiver, Wire, eventually, port_of, read, read_to_end
 from qos2 import Shaping, TrafficType
 
@@ -45,6 +48,23 @@ IPV6 = Path(socket.AF_INET6, V6)
 MAPPED = Path(socket.AF_INET6, f"::ffff:{V4}")
 PATHS = pytest.mark.parametrize("path", [IPV4, IPV6, MAPPED], ids=str)
 BOTH_FAMILIES = pytest.mark.parametrize("path", [IPV4, IPV6], ids=str)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["preset", "no-preset"])
+def stage(request: pytest.FixtureRequest, lab: Lab, daemon: Daemon) -> Iterator[tuple[Lab, Daemon]]:
+    """Marks must be the same whether the socket was preset, or the datapath writes every packet."""
+    if request.param:
+        yield lab, daemon
+        return
+    with Lab("qos2-test") as own, Daemon(own.app, preset_tos=False) as other:
+        yield own, other
+        assert "Traceback" not in other.log, other.log
+
+
+@pytest.fixture
+def wire(stage: tuple[Lab, Daemon]) -> Iterator[Wire]:
+    with Wire(*stage) as wire:
+        yield wire
 
 
 def dscps(packets: Packets) -> list[int]:
