@@ -27,6 +27,8 @@ from bench.session import Session, commit, cpu_model
 from demo.lab import LabError
 from demo.packets import CaptureError
 
+#: Columns where the output is no terminal.
+_PLAIN_WIDTH = 140
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
 GROUPS: dict[str, Callable[[Session], Result]] = {
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("bench: needs root (it loads eBPF and makes network namespaces): sudo ./dev bench\n")
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     chosen = options.only or list(GROUPS)
     begin = _load()
     try:

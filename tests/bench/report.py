@@ -86,7 +86,7 @@ def _judged(target: Target) -> tuple[str, ...]:
 def _grid(table: Table) -> Grid:
     grid = Grid(box=SIMPLE_HEAD, title=table.title, title_justify="left", padding=(0, 1, 0, 0))
     for index, column in enumerate(table.columns):
-        grid.add_column(column, justify="left" if index == 0 else "right")
+        grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*row)
     return grid
