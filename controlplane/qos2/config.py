@@ -54,8 +54,6 @@ class Config:
     preset_tos: bool = True
     #: net.ipv4.tcp_tso_rtt_log while the daemon runs, in each namespace with its devices; None: as it is.
     tcp_tso_rtt_log: Annotated[int, Meta(ge=0, le=255)] | None = None
-    #: Directory of the datapath's C sources; None: those of the package.
-    bpf_path: Path | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ REASONS: dict[str, str] = {
     "traffic-full-tcp-bulk": f"Mostly {_LOCKED}.",
     "control-pairs": "The daemon and its clients share the CPUs with whatever else runs: see the load average above.",
     "control-start": (
-        "Nearly all of it is the compiler: bcc takes about one second of CPU time for each of the two link layers, more "
-        "of the clock where other work runs; a start with the programs in place compiles nothing."
+        "Nearly all of it is the compiler: bcc takes about one second of CPU time for each of the two link layers, "
+        "more of the clock where other work runs; a start with the programs in place compiles nothing."
     ),
 }

@@ -147,6 +147,5 @@ def test_a_stopped_daemon_leaves_no_limit(own_wire: Wire) -> None:
     assert packets.time_ns[-1] - packets.time_ns[1] < at_the_contract // 10
 
 
-@pytest.mark.xfail(reason="the DSCP that the daemon preset on a socket outlives a clean stop", strict=True)
 def test_a_stopped_daemon_leaves_no_mark(own_wire: Wire) -> None:
     assert sent_across_a_stop(own_wire).dscp.tolist() == [56] + [0] * 100

@@ -13,7 +13,7 @@ from qos2.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "qos2d.toml"
 #: Keys that are absent by default: the shipped file shows an example for them.
-OPTIONAL = {"tcp_tso_rtt_log", "bpf_path"}
+OPTIONAL = {"tcp_tso_rtt_log"}
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -103,7 +103,9 @@ class _Command(argparse.Action):
 
 
 def _run(command: argparse.ArgumentParser) -> None:
-    command.usage = "qos2 run --type TYPE [--rate RATE] [--shaping HOW] [--stats] -- COMMAND [ARGUMENT ...]"
+    command.usage = (
+        "qos2 run --type TYPE [--rate RATE] [--shaping HOW] [--stats] [--linger SECONDS] -- COMMAND [ARGUMENT ...]"
+    )
     command.add_argument(
         "--type", type=run.traffic_type, required=True, help="best_effort, background, excellent_effort, audio_video, "
         "voice or control",
@@ -115,6 +117,13 @@ def _run(command: argparse.ArgumentParser) -> None:
         "use_non_conformant_markings: send it at once, marked down",
     )  # fmt: skip
     command.add_argument("--stats", action="store_true", help="print the flow's counters to stderr at the end")
+    command.add_argument(
+        "--linger",
+        metavar="SECONDS",
+        type=run.seconds,
+        default=run.LINGER_S,
+        help=f"wait at most so long for data that the command left to be sent (default: {run.LINGER_S:g})",
+    )
     command.add_argument("command", nargs=argparse.REMAINDER, action=_Command, metavar="COMMAND")
 
 

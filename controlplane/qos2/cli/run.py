@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ _FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIG
 _SI_KERNEL = 0x80
 #: A missed SIGCHLD (another thread of an embedding process may take it) costs no more than this.
 _LOOK_EVERY_S = 1.0
+
+#: So long without a packet, and the flow's sockets are taken to be empty.
+QUIET_S = 0.1
+#: How long a command's last data may take by default.
+LINGER_S = 10.0
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -62,6 +68,17 @@ def shaping(text: str) -> Shaping:
     raise ArgumentTypeError(f"{text!r} is none of {', '.join(kind.label for kind in Shaping)}")
 
 
+def seconds(text: str) -> float:
+    """A time to wait. Raises ArgumentTypeError outside 0 .. 86400."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86_400:
+        raise ArgumentTypeError(f"{text!r} is not between 0 and 86400 seconds")
+    return value
+
+
 @contextmanager
 def named_after(command: Sequence[str]) -> Iterator[None]:
     """While connected, this process has the name of its command: the daemon takes it for the flow's program."""
@@ -82,6 +99,7 @@ def execute(qos: Client, arguments: Namespace, _out: Console) -> int:
         flow.set_rate(arguments.rate, arguments.shaping)
     code = run_command(arguments.command, err)
     try:
+        drain(flow, arguments.linger)
         if arguments.stats:
             err.print(summary(flow, flow.stats()))
         flow.close()
@@ -89,6 +107,21 @@ def execute(qos: Client, arguments: Namespace, _out: Console) -> int:
         # The command has done its work; that its flow ended earlier must not change its exit code.
         err.print(f"qos2: {render.printable(error.message)}; the flow had ended before the command did")
     return code
+
+
+def drain(flow: ProgramFlow, linger_s: float) -> None:
+    """Wait until what the command left in its sockets has been sent, at most `linger_s` seconds.
+
+    The flow ends with its handle, and the rest would leave unmarked and unlimited. All is sent when the
+    contract is not used up ahead and no counter moves: TCP hands over the next when the last has left.
+    """
+    end_s = time.monotonic() + linger_s
+    stats, moved_s = flow.stats(), time.monotonic()
+    while time.monotonic() < min(moved_s + QUIET_S, end_s):
+        time.sleep(QUIET_S / 5)
+        before, stats = stats, flow.stats()
+        if stats.debt_ns or stats.packets != before.packets:
+            moved_s = time.monotonic()
 
 
 def summary(flow: ProgramFlow, stats: FlowStats) -> str:

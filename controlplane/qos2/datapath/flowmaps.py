@@ -148,6 +148,7 @@ class FlowMaps:
             dropped_packets=dropped_packets,
             dropped_bytes={reason.label: cold[4 + reason] for reason in abi.Drop},
             last_ns=cold[6],
+            debt_ns=max(0, hot[0] - time.monotonic_ns()),
         )
 
     def totals(self, type_of_slot: bytearray, types: int) -> list[FlowStats]:

@@ -5,6 +5,7 @@ QoS2: the core does.
 """
 
 import ctypes
+import logging
 import os
 import platform
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from qos2.datapath import abi, binding, preset, shapers
 from qos2.datapath.devices import Devices, degraded
 from qos2.datapath.flowmaps import FlowMaps
+from qos2.datapath.hostsockets import HostSockets
 from qos2.datapath.maps import Map, PerCpuCounters, RingBuffer
 from qos2.datapath.pins import Pins
 from qos2.datapath.programs import Programs, cgroup_mount
@@ -34,6 +36,7 @@ from qos2.model import (
     Transport,
 )
 
+_LOG = logging.getLogger(__name__)
 _PRESET = int(abi.SocketFlag.PRESET)
 
 
@@ -258,7 +261,9 @@ class KernelDatapath:
         self.devices.idle(used | {self.own_netns_cookie}, time.monotonic())
 
     def close(self) -> None:
-        """Filters, qdiscs, cgroups and pins of this daemon go; maps with them."""
+        """Filters, qdiscs, cgroups and pins of this daemon go; maps with them, and what it preset on sockets."""
+        if self._preset:
+            self._undo_presets()
         self._undo.close()
         self._pins.remove()
 
@@ -283,7 +288,7 @@ class KernelDatapath:
                 ((destination, flow),) = flows.items()
                 if destination.is_any or destination == facts.peer:
                     dscp = self._flows.dscp(flow)
-            before = preset.read_dscp(sock, facts)
+            before = preset.read_dscp(sock)
             if before is None:
                 return
             if value.flags & _PRESET and before == value.preset_dscp:
@@ -292,11 +297,27 @@ class KernelDatapath:
             if dscp is not None and dscp != before:
                 value.flags |= _PRESET
                 value.preset_dscp, value.original_dscp = dscp, before
-            preset.write_dscp(sock, facts, Dscp(before if dscp is None else dscp))
+            preset.write_dscp(sock, Dscp(before if dscp is None else dscp))
         except OSError as error:
             raise DatapathError(f"the socket refuses its DSCP: {error.strerror}") from error
         finally:
             sock.detach()
+
+    def _undo_presets(self) -> None:
+        """On every socket of the host that still has a preset; the datapath is there until it is done."""
+        sockets = HostSockets()
+        for sock in sockets:
+            key = ctypes.c_int(sock.fileno())
+            value = self._sockets.get(key)
+            if value is None or not value.flags & _PRESET:
+                continue
+            try:
+                if preset.read_dscp(sock) == value.preset_dscp:
+                    preset.write_dscp(sock, Dscp(value.original_dscp))
+            except OSError as error:
+                _LOG.warning("a socket keeps the DSCP %d that was preset: %s", value.preset_dscp, error.strerror)
+        if sockets.refused:
+            _LOG.warning("%d sockets could not be looked at: a preset DSCP may be left on them", sockets.refused)
 
     def _take_over(self) -> None:
         """Flows of a daemon that was killed go on as they are: their contracts are set on the devices anew."""
@@ -307,7 +328,7 @@ class KernelDatapath:
             minors.add(minor)
         self._minors = _Minors(minors)
         live = set(self._orphans.values())
-        self._programs.clear_stale(live)
+        self._programs.take_over(live)
         for key in list(self._destinations.keys()):
             entry = self._destinations.get(key)
             if entry is not None and FlowId(entry.value) not in live:

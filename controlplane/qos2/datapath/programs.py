@@ -7,6 +7,7 @@ belong to the cgroup in which they were made and do not join.
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from qos2.datapath.maps import LIBBPF, Map, refused
@@ -64,17 +65,20 @@ class Programs:
         self._remove(folder)
         return True
 
-    def clear_stale(self, live: set[FlowId]) -> None:
-        """Entries of flows that ended while no daemon ran; their cgroups are emptied and removed."""
-        for key in list(self._cgroups.keys()):
-            value = self._cgroups.get(key)
-            if value is not None and FlowId(value.value) not in live:
-                self._cgroups.delete(key)
-        mount = cgroup_mount()
+    def take_over(self, live: set[FlowId]) -> None:
+        """The cgroups of a daemon that was killed: those of `live` flows are kept, others are emptied and removed."""
+        flows = {int(key.value): self._cgroups.get(key) for key in list(self._cgroups.keys())}
+        mount = cgroup_mount() if flows else None
         for folder in mount.rglob(f"{_PREFIX}*") if mount else ():
-            name = folder.name.removeprefix(_PREFIX)
-            if folder not in self._folders.values() and _is_flow(name) and FlowId(int(name, 16)) not in live:
+            flow = flows.pop(folder.stat().st_ino, None)  # another daemon's cgroups are not in our map
+            if flow is None:
+                continue
+            if FlowId(flow.value) in live:
+                self._folders[FlowId(flow.value)] = folder
+            else:
                 self._remove(folder)
+        for gone in flows:
+            self._cgroups.delete(ctypes.c_uint64(gone))
 
     def close(self) -> None:
         for flow in list(self._folders):
@@ -85,16 +89,23 @@ class Programs:
     def _remove(self, folder: Path) -> None:
         try:
             self._cgroups.delete(ctypes.c_uint64(folder.stat().st_ino))
-            for nested in sorted(folder.rglob("cgroup.procs"), key=lambda path: len(path.parts), reverse=True):
-                for pid in nested.read_text().split():
-                    (folder.parent / "cgroup.procs").write_text(pid)
+        except FileNotFoundError:
+            return
+        for nested in sorted(folder.rglob("cgroup.procs"), key=lambda path: len(path.parts), reverse=True):
+            _empty(nested, folder.parent / "cgroup.procs")
+            with suppress(FileNotFoundError):
                 nested.parent.rmdir()
-        except (FileNotFoundError, ProcessLookupError):
-            return  # it ended meanwhile
 
 
-def _is_flow(text: str) -> bool:
-    return len(text) == 8 and all(letter in "0123456789abcdef" for letter in text)
+def _empty(processes: Path, target: Path) -> None:
+    """Moves what runs in a cgroup to another one; what is started meanwhile is moved by the next turn."""
+    for _ in range(10):
+        pids = processes.read_text().split()
+        if not pids:
+            return
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                target.write_text(pid)
 
 
 def cgroup_mount() -> Path | None:
