@@ -10,15 +10,22 @@ _LOCKED = (
     "bulk); the reference has one locked instruction, a flow with a limit needs three to stay exact with several CPUs"
 )
 
+_STARVED = (
+    "A miss at 1 Gbit/s alone is want of CPU time: sender, router and receiver share the CPUs with whatever else runs, "
+    "and the lower rates in the table below show what the shaper itself does."
+)
+
 REASONS: dict[str, str] = {
     "testrun-flows": (
         "65,536 flows take 10 MB, more than the second-level cache: each packet then misses the policy, the packet "
         "line and, because a flow that sends less often than every two ticks notes its time on each packet, the third "
-        "line too (without that store: 128 instead of 180 ns). The reference slows down as much."
+        "line too (without that store: 128 instead of 180 ns). The reference slows down nearly as much."
     ),
     "traffic-full-udp-1": f"Mostly {_LOCKED}.",
     "traffic-full-tcp-small": f"Mostly {_LOCKED}.",
     "traffic-full-tcp-bulk": f"Mostly {_LOCKED}.",
+    "rate-udp": _STARVED,
+    "rate-tcp": _STARVED,
     "control-pairs": "The daemon and its clients share the CPUs with whatever else runs: see the load average above.",
     "control-start": (
         "Nearly all of it is the compiler: bcc takes about one second of CPU time for each of the two link layers, "

@@ -133,6 +133,8 @@ def measure(session: Session) -> Result:
 
 
 def _loads(hooked: Hooked, pair: Pair, link: Link, library: ctypes.CDLL, many: Sequence[int]) -> list[Load]:
+    # The first sockets get the memory that others gave back, scattered, and may be slower for it: not measured.
+    pair.crowd(pair.join(), library, many[-1], lambda _: None)
     strange = pair.crowd(link, library, many[-1], hooked.know)
     known = pair.crowd(link, library, many[-1], hooked.register)
     streams = {registered: pair.stream(link, library).near for registered in (False, True)}

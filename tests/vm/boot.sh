@@ -71,14 +71,14 @@ machine_options() {
     printf '%s\n' --disable-kvm --qemu-opts="-cpu Nehalem" --append "tsc=reliable clocksource=tsc"
 }
 
-# What runs in the guest. The host's /tmp is not for it; tun has no device node until its module is there.
+# What runs in the guest. It sees the host's /tmp, so it gets another; tun has no device node without its module.
 guest_script() {
     cat <<GUEST
-mount -t tmpfs tmpfs /tmp
+mkdir /run/tmp-of-tests
 mount -t bpf bpf /sys/fs/bpf
 modprobe tun
 cd '$PWD'
-export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis HOME=/tmp
+export TMPDIR=/run/tmp-of-tests HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp-of-tests/hypothesis PYTHONDONTWRITEBYTECODE=1
 .venv/bin/python -m pytest -p no:cacheprovider --timeout=900 -o faulthandler_timeout=600 \\
     --junitxml='$run/junit.xml' $(printf '%q ' "$@") >'$run/pytest.log' 2>&1
 status=\$?

@@ -265,15 +265,16 @@ class Htb(DeviceShaper):
     def set_flow(self, minor: int, bandwidth_bits_per_s: int, depth_bytes: int) -> None:
         _check(minor)
         known = self._flows.get(minor)
+        packet = min(self.device.mtu, TYPICAL_MTU_BYTES)
         if known is None:
-            packet = min(self.device.mtu, TYPICAL_MTU_BYTES)
             factor = (packet + self._header_bytes) / packet
         else:
             # A flow whose rate changes keeps sending the packets it sent before.
             factor = known.bytes_per_s * 8 / known.bandwidth_bits_per_s
         flow = _HtbFlow(
             bandwidth_bits_per_s,
-            burst_ns=-(-depth_bytes * 8_000_000_000 // bandwidth_bits_per_s),
+            # HTB lets one more packet go while any token is left.
+            burst_ns=-(-(depth_bytes - packet) * 8_000_000_000 // bandwidth_bits_per_s),
             bytes_per_s=_bytes_per_s(bandwidth_bits_per_s, factor),
         )
         self._flows[minor] = flow
