@@ -198,14 +198,17 @@ static __always_inline void mark(struct __sk_buff *skb, const struct packet *p, 
 	count(QOS_COUNTER_STORE_FAILED);
 }
 
-/* TCP's own signals and the time of the last packet, at most once in two ticks. */
+/*
+ * TCP's own signals and the time of the last packet, at most once in two ticks. The time is a jiffy, which
+ * the daemon translates by `tick`: one in nanoseconds would cost flows that send seldom a third cache line.
+ */
 static __always_inline void refresh(struct bpf_sock *sk, struct flow_hot *h, struct flow_cold *c, u32 flow_id,
-				    u32 jiffies, u64 now_ns)
+				    u64 jiffies)
 {
+	u64 now_ns = tick_now_ns(jiffies);
 	struct bpf_tcp_sock *tcp;
 
 	h->last_jiffies = jiffies;
-	c->last_ns = now_ns;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->protocol != IPPROTO_TCP)
 		return;
@@ -364,7 +367,7 @@ static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper)
 	__sync_fetch_and_add(&h->bytes, bytes);
 	__sync_fetch_and_add(&h->packets, segments);
 	if ((u32)jiffies - h->last_jiffies >= SIGNAL_JIFFIES)
-		refresh(sk, h, c, flow_id, jiffies, tick_now_ns(jiffies));
+		refresh(sk, h, c, flow_id, jiffies);
 	if (policy_of->flags & QOS_POLICY_MARK) {
 		mark(skb, &packet, dscp);
 		return TC_ACT_UNSPEC;

@@ -63,7 +63,7 @@ struct flow_hot {
 	u64 packets;		  /* segments */
 	u64 non_conformant_bytes; /* sent with the non-conformant DSCP */
 	u32 non_conformant_packets;
-	u32 last_jiffies; /* low 32 bits of jiffies at the last refresh of the fields below and of `cold` */
+	u32 last_jiffies; /* low 32 bits of jiffies at the last refresh of the fields below: the last packet */
 	u32 srtt_us;	  /* TCP: smoothed round trip time */
 	u32 min_rtt_us;	  /* TCP: least round trip time of the kernel's window */
 	u32 retransmits;  /* TCP: total_retrans of the socket that sent last */
@@ -86,8 +86,8 @@ struct flow_cold {
 	u64 delay_ns; /* sum over the delayed packets */
 	u64 dropped_packets[QOS_DROP_REASONS];
 	u64 dropped_bytes[QOS_DROP_REASONS];
-	u64 last_ns; /* last packet, CLOCK_MONOTONIC, at most two ticks old */
 	u64 last_event_ns;
+	u64 reserved;
 };
 QOS_SIZE(struct flow_cold, 64);
 

@@ -218,7 +218,7 @@ class FlowStats:
     delay_ns: int = 0  #: sum over the delayed packets
     dropped_packets: Mapping[str, int] = field(default_factory=dict)  #: by reason
     dropped_bytes: Mapping[str, int] = field(default_factory=dict)
-    last_ns: int = 0  #: CLOCK_MONOTONIC of the last packet, at most two ticks old; 0: none yet
+    last_ns: int = 0  #: CLOCK_MONOTONIC of the last packet, to two ticks of the kernel; 0: none yet
     debt_ns: int = 0  #: so long the contract is used up by what was handed over so far
     srtt_us: int = 0  #: TCP, of the socket that sent last; 0: unknown
     min_rtt_us: int = 0

@@ -4,10 +4,12 @@ The expectation is built by scapy from the same fields, checksums included, so t
 judges itself. Sockets, devices and rates on the wire are the matter of the test_wire_* files.
 """
 
+import contextlib
 import ctypes
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ from scapy.all import (
 
 from harness.program import Program, SkBuff, run
 from qos2.datapath import abi, binding
-from qos2.datapath.flowmaps import contract
+from qos2.datapath.flowmaps import TICK_NS, JiffyClock, contract
 from qos2.model import Action, Destination, FlowId
 
 pytestmark = pytest.mark.datapath
@@ -237,6 +239,18 @@ def test_counts_bytes_at_ip_level_with_a_header_per_segment(program: Program, se
     run(program.fd["qos_htb"], packet, skb=skb)
     assert int(program.hot.view["packets"][SLOT]) == max(1, segments)
     assert int(program.hot.view["bytes"][SLOT]) == wire_len - 14 * max(1, segments)
+
+
+def test_the_jiffy_of_the_last_packet_is_its_time_to_two_ticks(program: Program) -> None:
+    program.put(SLOT, flow_id=FLOW)
+    with contextlib.closing(JiffyClock(program.pins)) as clock:
+        for _ in range(3):
+            sent_ns = time.monotonic_ns()
+            run(program.fd["qos_htb"], _WHOLE_UDP.packet(0))
+            came_ns = time.monotonic_ns()
+            last_ns = clock.time_ns(int(program.hot.view["last_jiffies"][SLOT]))
+            assert sent_ns - 3 * TICK_NS <= last_ns <= came_ns + TICK_NS
+            time.sleep(0.05)
 
 
 # Rate contracts

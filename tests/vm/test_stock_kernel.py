@@ -4,12 +4,18 @@ boot.sh runs this in a virtual machine, whose processor may be emulated: one flo
 five percent. Where the running kernel has fq it needs no machine and runs with the other tests.
 """
 
+import fcntl
 import json
+import os
 import platform
+import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 
@@ -26,8 +32,26 @@ PORT = 7300
 TOLERANCE = 0.05
 SETTLE_S, SECONDS = 1.0, 4.0
 S = 1_000_000_000
-BLOCKS = {socket.SOCK_DGRAM: 1472, socket.SOCK_STREAM: 65536}
 QUEUES = 4
+_SO_SNDBUFFORCE, _UDP_SEGMENT = 32, 103
+_TUNSETIFF, _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI = 0x400454CA, 0x2, 0x100, 0x1000
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a sender writes: `block` bytes at once, which UDP leaves to segmentation offload if there are more."""
+
+    name: str
+    kind: socket.SocketKind
+    block: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+UDP = Load("udp", socket.SOCK_DGRAM, 1472)
+UDP_GSO = Load("udp-gso", socket.SOCK_DGRAM, 8 * 1472)
+TCP = Load("tcp", socket.SOCK_STREAM, 65536)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,19 +94,21 @@ def kinds(lab: Lab) -> list[tuple[object, object]]:
     return [(qdisc["kind"], qdisc["handle"]) for qdisc in qdiscs(lab)]
 
 
-def connected(wire: Wire, kind: socket.SocketKind) -> socket.socket:
-    sock = wire.sender(socket.AF_INET, kind)
-    if kind == socket.SOCK_STREAM:
+def connected(wire: Wire, load: Load) -> socket.socket:
+    sock = wire.sender(socket.AF_INET, load.kind)
+    if load.kind == socket.SOCK_STREAM:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
         # Closed by reset: what is still queued must not leave into the next test.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif load.block > 1472:
+        sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 1472)
     sock.connect((wire.lab.peer.ipv4[0], PORT))
     return sock
 
 
-def recorded(wire: Wire, sock: socket.socket, block: int) -> Packets:
+def recorded(wire: Wire, sock: socket.socket, load: Load) -> Packets:
     """What the peer gets of a flood on `sock` for SETTLE_S + SECONDS."""
-    flood = wire.flood(sock, block)
+    flood = wire.flood(sock, load.block)
     recording = wire.record()
     flood.begin()
     time.sleep(SETTLE_S + SECONDS)
@@ -105,14 +131,13 @@ def test_the_daemon_chooses_fq_and_the_newest_hook_that_the_kernel_has(lab: Lab,
     assert ("clsact" in [kind for kind, _ in kinds(lab)]) == (version < (6, 6))
 
 
-@pytest.mark.parametrize("mbit", [10, 50])
-@pytest.mark.parametrize("kind", BLOCKS, ids=["udp", "tcp"])
-def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, kind: socket.SocketKind, mbit: int) -> None:
-    sock = connected(wire, kind)
+@pytest.mark.parametrize(("load", "mbit"), [(UDP, 10), (UDP_GSO, 10), (UDP_GSO, 50), (TCP, 10), (TCP, 50)], ids=str)
+def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, load: Load, mbit: int) -> None:
+    sock = connected(wire, load)
     flow = wire.handle().add_socket(sock, TrafficType.VOICE)
     flow.set_rate(mbit * 1_000_000)
     assert ("fq", "5152:") in kinds(wire.lab)
-    packets = recorded(wire, sock, BLOCKS[kind])
+    packets = recorded(wire, sock, load)
     stats = flow.stats()
     assert steady_rate(packets) == pytest.approx(mbit * 1_000_000, rel=TOLERANCE)
     assert packets.dscps() == {56: len(packets)}
@@ -120,12 +145,13 @@ def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, kind: sock
     assert sum(stats.dropped_packets.values()) == 0
 
 
-def test_fq_drops_nothing_of_a_sender_with_a_large_buffer(wire: Wire, sink: Sink) -> None:
+@pytest.mark.parametrize("mbit", [1, 10])
+def test_fq_drops_nothing_of_a_sender_with_a_large_buffer(wire: Wire, sink: Sink, mbit: int) -> None:
     """A datagram that fq drops after the bucket was charged is rate lost: by default it queues 100 a flow."""
-    sock = connected(wire, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, 32, 1 << 21)  # SO_SNDBUFFORCE
-    wire.handle().add_socket(sock, TrafficType.VOICE).set_rate(10_000_000)
-    assert steady_rate(recorded(wire, sock, 1472)) == pytest.approx(10_000_000, rel=TOLERANCE)
+    sock = connected(wire, UDP)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 21)
+    wire.handle().add_socket(sock, TrafficType.VOICE).set_rate(mbit * 1_000_000)
+    assert steady_rate(recorded(wire, sock, UDP)) == pytest.approx(mbit * 1_000_000, rel=TOLERANCE)
 
 
 def test_a_stopped_daemon_leaves_the_qdiscs_as_they_were() -> None:
@@ -133,7 +159,7 @@ def test_a_stopped_daemon_leaves_the_qdiscs_as_they_were() -> None:
         before = qdiscs(lab)
         with Daemon(lab.app) as daemon:
             with Wire(lab, daemon) as wire, Sink(lab.peer, tcp=[PORT], udp=[PORT]):
-                sock = connected(wire, socket.SOCK_DGRAM)
+                sock = connected(wire, UDP)
                 wire.handle().add_socket(sock, TrafficType.VOICE).set_rate(1_000_000)
                 sock.send(b"x")
                 assert ("fq", "5152:") in kinds(lab)
@@ -141,22 +167,99 @@ def test_a_stopped_daemon_leaves_the_qdiscs_as_they_were() -> None:
             assert qdiscs(lab) == before
 
 
-@pytest.mark.parametrize("kind", BLOCKS, ids=["udp", "tcp"])
-def test_flows_on_the_queues_of_an_administrators_mq_with_fq_keep_their_contracts(kind: socket.SocketKind) -> None:
+def give_queues(lab: Lab) -> None:
+    """The application's device anew, with QUEUES transmit queues (a veth gets them only when it is made)."""
+    lab.app.run("ip", "link", "delete", "dev", lab.app.device)
+    count = str(QUEUES)
+    lab.app.run(
+        *("ip", "link", "add", lab.app.device, "numtxqueues", count, "numrxqueues", count),
+        *("type", "veth", "peer", "name", "to-app", "netns", lab.router.name),
+    )
+    for namespace, device, address in (
+        (lab.app, lab.app.device, "192.0.2.2/24"),
+        (lab.router, "to-app", "192.0.2.1/24"),
+    ):
+        namespace.run("ip", "address", "add", address, "dev", device)
+        namespace.run("ip", "link", "set", device, "up")
+    lab.app.run("ip", "route", "add", "default", "via", "192.0.2.1")
+
+
+@pytest.mark.parametrize("load", [UDP_GSO, TCP], ids=str)
+def test_an_administrators_mq_with_fq_under_every_queue_is_used_as_it_is(load: Load) -> None:
     with Lab("qos2-stock") as lab:
+        give_queues(lab)
         tc = ("tc", "qdisc", "replace", "dev", lab.app.device)
-        lab.app.run("ethtool", "-L", lab.app.device, "tx", str(QUEUES), "rx", str(QUEUES))
         lab.app.run(*tc, "root", "handle", "7:", "mq")
         for queue in range(1, QUEUES + 1):
             lab.app.run(*tc, "parent", f"7:{queue:x}", "fq")
         before = qdiscs(lab)
         with Daemon(lab.app) as daemon, Wire(lab, daemon) as wire, Sink(lab.peer, tcp=[PORT], udp=[PORT]):
             qos = wire.handle()
-            sock = connected(wire, kind)
+            sock = connected(wire, load)
             qos.add_socket(sock, TrafficType.VOICE).set_rate(10_000_000)
             (device,) = qos.status().datapath["devices"]
             assert (device["shaper"], device["why"]) == ("fq", "the device has fq")
-            packets = recorded(wire, sock, BLOCKS[kind])
-            assert steady_rate(packets) == pytest.approx(10_000_000, rel=TOLERANCE)
+            packets = recorded(wire, sock, load)
             assert [each for each in qdiscs(lab) if each["kind"] != "clsact"] == before
+        assert qdiscs(lab) == before
+    assert steady_rate(packets) == pytest.approx(10_000_000, rel=TOLERANCE)
+
+
+class Tap:
+    """A device of its own wire: what leaves each of its transmit queues is read here. Its default root is mq."""
+
+    def __init__(self, lab: Lab, name: str, stack: ExitStack) -> None:
+        self.queues = []
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_MULTI_QUEUE | _IFF_NO_PI)
+        with lab.app.entered():
+            for _ in range(QUEUES):
+                self.queues.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK))
+                stack.callback(os.close, self.queues[-1])
+                fcntl.ioctl(self.queues[-1], _TUNSETIFF, request)
+        lab.app.run("ip", "address", "add", "203.0.113.1/24", "dev", name)
+        lab.app.run("ip", "link", "set", name, "up")
+        lab.app.run(*("ip", "neighbor", "replace", "203.0.113.2", "lladdr", "02:00:00:00:00:02", "dev", name))
+
+
+def test_fq_under_every_queue_of_a_default_mq_holds_each_flow_to_its_contract() -> None:
+    bandwidth, flows, seconds = 2_000_000, 6, 4
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab("qos2-stock"))
+        lab.app.device = "tap0"
+        tap = Tap(lab, lab.app.device, stack)
+        before = qdiscs(lab)
+        assert Counter(kind for kind, _ in kinds(lab))["mq"] == 1
+        daemon = stack.enter_context(Daemon(lab.app))
+        wire = stack.enter_context(Wire(lab, daemon))
+        qos = wire.handle()
+        sockets = {}
+        for _ in range(flows):
+            sock = wire.sender(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.setblocking(False)
+            sock.connect(("203.0.113.2", PORT))
+            qos.add_socket(sock, TrafficType.VOICE).set_rate(bandwidth)
+            sockets[port_of(sock)] = sock
+        placed = kinds(lab)
+        assert ("mq", "5152:") in placed
+        assert Counter(kind for kind, _ in placed)["fq"] == QUEUES
+        octets: Counter[int] = Counter()
+        used = set()
+        begin = time.monotonic() + SETTLE_S
+        while (now := time.monotonic()) < begin + seconds:
+            readable, writable, _ = select.select(tap.queues, list(sockets.values()), [], 0.1)
+            for queue in readable:
+                frame = os.read(queue, 2048)
+                if frame[12:14] == b"\x08\x00" and now >= begin:
+                    used.add(queue)
+                    octets[int.from_bytes(frame[34:36], "big")] += len(frame) - 14
+            for sock in writable:
+                try:
+                    sock.send(bytes(1472))
+                except BlockingIOError:
+                    continue  # room, but not for a whole datagram
+        assert len(used) > 1
+        assert {port: octets[port] * 8 / seconds for port in sockets} == pytest.approx(
+            dict.fromkeys(sockets, bandwidth), rel=TOLERANCE
+        )
+        assert daemon.stop() == 0
         assert qdiscs(lab) == before

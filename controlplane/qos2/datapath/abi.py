@@ -116,8 +116,8 @@ class FlowCold(ctypes.Structure):
         ("delay_ns", ctypes.c_uint64),
         ("dropped_packets", ctypes.c_uint64 * len(Drop)),
         ("dropped_bytes", ctypes.c_uint64 * len(Drop)),
-        ("last_ns", ctypes.c_uint64),
         ("last_event_ns", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64),
     ]
 
 

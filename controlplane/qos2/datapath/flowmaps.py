@@ -4,6 +4,7 @@ The daemon writes `policy` with plain stores; packets write `hot` and `cold`. Th
 no flow is in a slot, its lines are zeroed for the next one, or that one would inherit a debt.
 """
 
+import ctypes
 import struct
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy as np
 
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath import abi
-from qos2.datapath.maps import MappedArray
+from qos2.datapath.maps import Map, MappedArray
 from qos2.model import SLOT_BITS, SLOT_MASK, Action, FlowId, FlowPolicy, FlowStats
 
 _POLICY = struct.Struct("=4BQQII")  # struct flow_policy behind its flow_id
@@ -24,6 +25,8 @@ _HOT = struct.Struct("=4Q8I")
 _COLD = struct.Struct("=8Q")
 _MARK = int(abi.PolicyFlag.MARK)
 _ZERO_LINE = bytes(_LINE_BYTES)
+#: Jiffies and CLOCK_MONOTONIC drift apart (NTP): the pair is read anew.
+_REREAD_NS = 1_000_000_000
 #: Slots that are mapped at first; they are given out from the lowest on.
 _FIRST_REACH = 4096
 ALL = 1 << SLOT_BITS
@@ -48,6 +51,27 @@ def contract(bandwidth: int) -> tuple[int, int]:
     return ns_per_byte_20, depth_ns - TICK_NS if depth_ns >= 2 * TICK_NS else depth_ns
 
 
+class JiffyClock:
+    """Jiffies of the datapath as CLOCK_MONOTONIC, by the pair of both that packets keep in `tick`."""
+
+    def __init__(self, pins: Path) -> None:
+        self._tick = Map(pins / "tick", ctypes.c_uint32, abi.Tick)
+        self._jiffies = self._now_ns = self._read_ns = 0
+
+    def time_ns(self, jiffies: int) -> int:
+        """The time of a jiffy given by its low 32 bits, which must be within half of their range of now."""
+        if time.monotonic_ns() - self._read_ns > _REREAD_NS:
+            pair = self._tick.get(ctypes.c_uint32(0)) or abi.Tick()
+            self._jiffies, self._now_ns, self._read_ns = pair.jiffies, pair.now_ns, time.monotonic_ns()
+        behind = (self._jiffies - jiffies) & 0xFFFFFFFF
+        if behind >= 1 << 31:
+            behind -= 1 << 32
+        return max(0, int(self._now_ns - behind * TICK_NS))
+
+    def close(self) -> None:
+        self._tick.close()
+
+
 class FlowMaps:
     """Slots 1 .. max_flows of the arrays pinned below `pins`. `found`: flows that were there at first, by slot."""
 
@@ -61,6 +85,7 @@ class FlowMaps:
         self._policy = MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=reach)
         self._hot = MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=reach)
         self._cold = MappedArray(pins / "cold", abi.FlowCold, writable=True, reach=reach)
+        self._clock = JiffyClock(pins)
 
     def delayed(self) -> list[tuple[FlowId, int, int]]:
         """(flow, htb minor, bits/s) of every flow with a delaying contract."""
@@ -147,7 +172,7 @@ class FlowMaps:
             delay_ns=cold[1],
             dropped_packets=dropped_packets,
             dropped_bytes={reason.label: cold[4 + reason] for reason in abi.Drop},
-            last_ns=cold[6],
+            last_ns=self._clock.time_ns(hot[5]) if hot[2] else 0,
             debt_ns=max(0, hot[0] - time.monotonic_ns()),
         )
 
@@ -161,6 +186,7 @@ class FlowMaps:
     def close(self) -> None:
         for array in (self._policy, self._hot, self._cold):
             array.close()
+        self._clock.close()
 
     def _extend(self, slot: int) -> None:
         if slot >= self._policy.reach:
