@@ -55,13 +55,11 @@ def socket_in(lab: Lab, port: int = 5004) -> socket.socket:
 def device_state(lab: Lab) -> dict[str, object]:
     """Everything of the application's device that a daemon could leave behind."""
     device = lab.app.device
-    with lab.app.entered():
-        namespace = Namespace()
-    with namespace:
+    with open(lab.app.path) as descriptor, Namespace(descriptor.fileno()) as namespace:
         index = next(each.index for each in namespace.devices() if each.name == device)
         programs = tcx_programs(namespace, index)
     return {
-        "qdiscs": lab.app.run("tc", "qdisc", "show", "dev", device),
+        "qdiscs": re.sub(r"direct_packets_stat \d+ ", "", lab.app.run("tc", "qdisc", "show", "dev", device)),
         "filters": lab.app.run("tc", "filter", "show", "dev", device, "egress"),
         "programs": programs,
     }

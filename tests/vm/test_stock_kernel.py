@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ import pytest
 from demo.lab import Lab
 from demo.packets import Packets, rate
 from demo.processes import Daemon, Sink
-from harness.wire import Wire, port_of
+from harness.wire import Wire, eventually, port_of
 from qos2 import TrafficType
 from qos2.datapath.shapers import available_kinds
 
@@ -132,13 +132,16 @@ def test_the_daemon_chooses_fq_and_the_newest_hook_that_the_kernel_has(lab: Lab,
 
 
 @pytest.mark.parametrize(("load", "mbit"), [(UDP, 10), (UDP_GSO, 10), (UDP_GSO, 50), (TCP, 10), (TCP, 50)], ids=str)
-def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, load: Load, mbit: int) -> None:
+def test_a_flow_keeps_its_contract_through_fq(
+    wire: Wire, sink: Sink, load: Load, mbit: int, record_property: Callable[[str, object], None]
+) -> None:
     sock = connected(wire, load)
     flow = wire.handle().add_socket(sock, TrafficType.VOICE)
     flow.set_rate(mbit * 1_000_000)
     assert ("fq", "5152:") in kinds(wire.lab)
     packets = recorded(wire, sock, load)
     stats = flow.stats()
+    record_property("bits_per_s", round(steady_rate(packets)))
     assert steady_rate(packets) == pytest.approx(mbit * 1_000_000, rel=TOLERANCE)
     assert packets.dscps() == {56: len(packets)}
     assert stats.delayed_packets > 0
@@ -209,16 +212,21 @@ class Tap:
     """A device of its own wire: what leaves each of its transmit queues is read here. Its default root is mq."""
 
     def __init__(self, lab: Lab, name: str, stack: ExitStack) -> None:
-        self.queues = []
-        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_MULTI_QUEUE | _IFF_NO_PI)
-        with lab.app.entered():
-            for _ in range(QUEUES):
-                self.queues.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK))
-                stack.callback(os.close, self.queues[-1])
-                fcntl.ioctl(self.queues[-1], _TUNSETIFF, request)
+        self.queues: list[int] = []
+        self._lab = lab
+        self._stack = stack
+        self._request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_MULTI_QUEUE | _IFF_NO_PI)
+        for _ in range(QUEUES):
+            self.add_queue()
         lab.app.run("ip", "address", "add", "203.0.113.1/24", "dev", name)
         lab.app.run("ip", "link", "set", name, "up")
         lab.app.run(*("ip", "neighbor", "replace", "203.0.113.2", "lladdr", "02:00:00:00:00:02", "dev", name))
+
+    def add_queue(self) -> None:
+        with self._lab.app.entered():
+            self.queues.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK))
+            self._stack.callback(os.close, self.queues[-1])
+            fcntl.ioctl(self.queues[-1], _TUNSETIFF, self._request)
 
 
 def test_fq_under_every_queue_of_a_default_mq_holds_each_flow_to_its_contract() -> None:
@@ -263,3 +271,18 @@ def test_fq_under_every_queue_of_a_default_mq_holds_each_flow_to_its_contract() 
         )
         assert daemon.stop() == 0
         assert qdiscs(lab) == before
+
+
+def test_a_queue_that_a_device_gets_later_is_given_its_fq_while_flows_need_it() -> None:
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab("qos2-stock"))
+        lab.app.device = "tap0"
+        tap = Tap(lab, lab.app.device, stack)
+        daemon = stack.enter_context(Daemon(lab.app))
+        wire = stack.enter_context(Wire(lab, daemon))
+        sock = wire.sender(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(("203.0.113.2", PORT))
+        wire.handle().add_socket(sock, TrafficType.VOICE).set_rate(1_000_000)
+        tap.add_queue()
+        assert eventually(lambda: Counter(kind for kind, _ in kinds(lab))["fq"] == QUEUES + 1)
+        assert ("mq", "5152:") in kinds(lab)

@@ -186,11 +186,13 @@ class Fq(_Uniform):
 
     def __init__(self, device: Device, tc: TrafficControl, why: str) -> None:
         super().__init__(device, tc, why)
-        self._installed = tc.root_qdisc().handle == HANDLE
+        root = tc.root_qdisc()
+        self._installed = root.handle == HANDLE
+        self._complete = self._installed and root.has_fq
 
     def set_flow(self, minor: int, bandwidth_bits_per_s: int, depth_bytes: int) -> None:
         super().set_flow(minor, bandwidth_bits_per_s, depth_bytes)
-        if not self._installed:
+        if not self._complete:
             try:
                 self._install()
             except DeviceGone:
@@ -198,7 +200,10 @@ class Fq(_Uniform):
 
     def in_place(self) -> bool:
         root = self._tc.root_qdisc()
-        return root.handle == HANDLE if self._installed else not self._minors or root.has_fq
+        if self._installed and root.handle != HANDLE:
+            return False
+        # A transmit queue that came later (ethtool -L) has the kernel's default, which keeps nothing back.
+        return not self._minors or root.has_fq
 
     def idle(self) -> None:
         if self._minors or not self._installed:
@@ -211,23 +216,27 @@ class Fq(_Uniform):
         self._minors.clear()
         if self._installed:
             _put_default_back(self._tc)
-            self._installed = False
+            self._installed = self._complete = False
 
     def _install(self) -> None:
         root = self._tc.root_qdisc()
-        if root.has_fq or not root.is_replaceable:
-            return
         options = fq_options(
             limit_packets=FQ_LIMIT_PACKETS, flow_limit_packets=FQ_FLOW_LIMIT_PACKETS, horizon_us=FQ_HORIZON_US
         )
-        if root.kind == "mq":
-            # Queues of a default mq cannot be addressed (its handle is 0): place one that has a handle.
-            self._tc.replace_qdisc("mq", parent=TC_H_ROOT, handle=HANDLE)
-            for leaf in self._tc.root_qdisc().leaves:
+        if root.handle != HANDLE:
+            if root.has_fq or not root.is_replaceable:
+                return
+            if root.kind == "mq":
+                # Queues of a default mq cannot be addressed (its handle is 0): place one that has a handle.
+                self._tc.replace_qdisc("mq", parent=TC_H_ROOT, handle=HANDLE)
+            else:
+                self._tc.replace_qdisc("fq", parent=TC_H_ROOT, handle=HANDLE, options=options)
+            self._installed = True
+            root = self._tc.root_qdisc()
+        for leaf in root.leaves:
+            if leaf.kind != "fq":
                 self._tc.replace_qdisc("fq", parent=leaf.parent, options=options)
-        else:
-            self._tc.replace_qdisc("fq", parent=TC_H_ROOT, handle=HANDLE, options=options)
-        self._installed = True
+        self._complete = True
 
 
 class _HtbFlow:
