@@ -129,6 +129,22 @@ def test_a_flow_of_another_namespace_attaches_that_namespace_and_lets_go_of_it(o
         until(lambda: attached(qos) == {own_lab.app.device}, "the namespace is still attached")
 
 
+def test_a_killed_daemon_leaves_nothing_behind_in_other_namespaces(own_lab: Lab) -> None:
+    router = own_lab.router
+    before = router.run("tc", "qdisc", "show", "dev", router.device)
+    with Daemon(own_lab.app, orphan_grace_s=1) as daemon:
+        with qos2.Handle(daemon.socket) as qos, router.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((own_lab.peer.ipv4[0].partition("/")[0], 5004))
+            qos.add_socket(sock, qos2.TrafficType.VOICE).set_rate(1_000_000)
+            daemon.kill()
+            assert "htb 5152:" in router.run("tc", "qdisc", "show", "dev", router.device)
+            daemon.start()
+        with qos2.Handle(daemon.socket) as qos:
+            assert router.device in attached(qos), "the orphan's namespace was not found"
+            until(lambda: attached(qos) == {own_lab.app.device}, "the namespace is still attached")
+        assert router.run("tc", "qdisc", "show", "dev", router.device) == before
+
+
 def test_a_device_that_comes_later_is_attached_and_one_that_goes_is_forgotten(
     own_lab: Lab, bpf_fs: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ until its last flow has ended. A delayed flow is set on every device of the name
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +87,20 @@ class Devices:
         self._open(namespace, own=True)
         return namespace.cookie
 
+    def take_over(self) -> None:
+        """Finds the other namespaces in which a daemon that was killed left its links, and attaches them again."""
+        wanted = {int(pin.name.partition("-")[0]) for pin in self._links.iterdir()} - self._places.keys()
+        for descriptor in _namespaces_of_host() if wanted else ():
+            namespace = Namespace(descriptor)
+            if namespace.cookie in wanted and namespace.cookie not in self._places:
+                self._open(namespace, own=False)
+            else:
+                namespace.close()
+
+    def namespaces(self) -> Set[int]:
+        """Cookies of all namespaces in use."""
+        return self._places.keys()
+
     def open_of_socket(self, fd: int, cookie: int) -> None:
         """Attaches the namespace of a socket unless it is known."""
         if cookie and cookie not in self._places:
@@ -152,7 +166,7 @@ class Devices:
             for attachment in place.attached.values()
         }
 
-    def idle(self, used: frozenset[int], now_s: float) -> None:
+    def idle(self, used: Set[int], now_s: float) -> None:
         """Once a second: qdiscs that no flow has needed for a while go, and namespaces that are not in `used`.
 
         Where somebody has put another qdisc under our flows, the device gets the shaper that suits it now.
@@ -286,6 +300,23 @@ class Devices:
             return
         if place.tso_rtt_log_before is None:
             place.tso_rtt_log_before = before
+
+
+def _namespaces_of_host() -> Iterator[int]:
+    """A descriptor of every network namespace that has a process or a name (ip-netns(8)); closed with the next."""
+    seen: set[int] = set()
+    for path in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/run/netns").glob("*")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or is not ours to look into
+        try:
+            inode = os.fstat(descriptor).st_ino
+            if inode not in seen:
+                seen.add(inode)
+                yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 def degraded(devices: tuple[DeviceStatus, ...]) -> list[str]:

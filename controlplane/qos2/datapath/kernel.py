@@ -112,8 +112,10 @@ class KernelDatapath:
             self._program_namespaces: dict[FlowId, int] = {}
             self._drops: dict[int, int] = {}
             self._orphans = self._flows.found
+            self._taken_over = set(self._orphans.values())
             self._take_over()
             self.own_netns_cookie = self.devices.open_own()
+            self.devices.take_over()
             self._undo = undo.pop_all()
 
     @property
@@ -132,23 +134,27 @@ class KernelDatapath:
         minor = 0
         if delayed:
             minor = shaped.minor if shaped else self._minors.take()
-            try:
+        try:
+            if delayed:
                 self.devices.shape(minor, policy.bandwidth, policy.netns_cookies)
-            except DatapathError:
-                if shaped is None:
-                    self._release(minor)
-                else:
-                    self.devices.shape(minor, shaped.bandwidth, shaped.namespaces)
-                raise
-            traffic = (0, 0) if fresh else self._flows.traffic(policy.flow)
-            self._shaped[policy.flow] = _Shaped(minor, policy.bandwidth, policy.netns_cookies, *traffic)
+            self._flows.put(policy, htb_minor=minor, fresh=fresh)
+        except DatapathError:
+            if shaped is not None:
+                self.devices.shape(shaped.minor, shaped.bandwidth, shaped.namespaces)
+            elif delayed:
+                self._release(minor)
+            raise
         self._namespaces[policy.flow] = policy.netns_cookies
-        self._flows.put(policy, htb_minor=minor, fresh=fresh)
-        if shaped and not delayed:
-            self._release(self._shaped.pop(policy.flow).minor)
+        if delayed:
+            traffic = self._flows.traffic(policy.flow)
+            self._shaped[policy.flow] = _Shaped(minor, policy.bandwidth, policy.netns_cookies, *traffic)
+        elif shaped is not None:
+            del self._shaped[policy.flow]
+            self._release(shaped.minor)
 
     def end(self, flow: FlowId) -> None:
         self._flows.end(flow)
+        self._taken_over.discard(flow)
         self._namespaces.pop(flow, None)
         shaped = self._shaped.pop(flow, None)
         if shaped:
@@ -257,8 +263,10 @@ class KernelDatapath:
         """Once a second: queues' drops are read, qdiscs and namespaces that nobody needs go."""
         if self._shaped:
             self._drops = self.devices.drops()
-        used = frozenset(self._program_namespaces.values()).union(*self._namespaces.values())
-        self.devices.idle(used | {self.own_netns_cookie}, time.monotonic())
+        used = set(self._program_namespaces.values()).union(*self._namespaces.values())
+        if self._taken_over:  # nobody knows where their sockets are
+            used |= self.devices.namespaces()
+        self.devices.idle(used, time.monotonic())
 
     def close(self) -> None:
         """Filters, qdiscs, cgroups and pins of this daemon go; maps with them, and what it preset on sockets."""
@@ -327,9 +335,8 @@ class KernelDatapath:
             self._shaped[flow] = _Shaped(minor, bandwidth, frozenset(), *self._flows.traffic(flow))
             minors.add(minor)
         self._minors = _Minors(minors)
-        live = set(self._orphans.values())
-        self._programs.take_over(live)
+        self._programs.take_over(self._taken_over)
         for key in list(self._destinations.keys()):
             entry = self._destinations.get(key)
-            if entry is not None and FlowId(entry.value) not in live:
+            if entry is not None and FlowId(entry.value) not in self._taken_over:
                 self._destinations.delete(key)
