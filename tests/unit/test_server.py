@@ -32,19 +32,6 @@ from unit.server_stage import (
     unprivileged,
 )
 
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    with staged() as made:
-        yield made
-
-
-@pytest.fixture
-def client(stage: Stage) -> Iterator[RawClient]:
-    with stage.connection() as made:
-        yield made
-
-
 # Connections
 
 

@@ -6,7 +6,7 @@ The datapath is in memory. Every test also checks that no descriptor is left ope
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,24 +23,10 @@ from unit.server_stage import (
     add,
     refusal,
     regular_file,
-    staged,
     udp,
     udp6_only,
     unprivileged,
 )
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    with staged() as made:
-        yield made
-
-
-@pytest.fixture
-def client(stage: Stage) -> Iterator[RawClient]:
-    with stage.connection() as made:
-        yield made
-
 
 # Requests, right
 

@@ -24,24 +24,10 @@ from unit.server_stage import (
     add,
     refusal,
     regular_file,
-    staged,
     udp,
     udp6_only,
     unprivileged,
 )
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    with staged() as made:
-        yield made
-
-
-@pytest.fixture
-def client(stage: Stage) -> Iterator[RawClient]:
-    with stage.connection() as made:
-        yield made
-
 
 # Facts
 
