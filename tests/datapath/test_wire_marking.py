@@ -271,6 +271,21 @@ def test_accepted_sockets_inherit_the_flow_of_the_listening_one(wire: Wire, path
 
 
 @BOTH_FAMILIES
+def test_syn_acks_of_a_listening_socket_have_the_dscp_that_was_preset(lab: Lab, daemon: Daemon, path: Path) -> None:
+    # No socket is there yet for the datapath to know: the kernel takes the listening socket's own DSCP.
+    with Wire(lab, daemon) as wire:
+        recording, listener = wire.record(), wire.listener("app")
+        wire.handle().add_socket(listener, AUDIO_VIDEO)
+        with lab.peer.socket(path.family, socket.SOCK_STREAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect((lab.app.ipv4[0] if path is IPV4 else lab.app.ipv6[0], port_of(listener)))
+        wire.accept(listener).close()
+        packets = recording.stop().select(protocol=TCP, sport=port_of(listener))
+        assert packets.dscps() == {40: len(packets)}
+        assert len(packets) >= 2
+
+
+@BOTH_FAMILIES
 @pytest.mark.parametrize("ecn", [0, 1, 2, 3])
 def test_ecn_is_kept_and_the_checksum_right(wire: Wire, path: Path, ecn: int) -> None:
     recording, receiver, qos = wire.record(), wire.receiver(), wire.handle()

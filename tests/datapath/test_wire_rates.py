@@ -310,3 +310,27 @@ def test_tcp_under_non_conformant_markings_is_not_held_back_either(wire: Wire, s
     assert set(packets.dscps()) == {0, 40}
     conformant = packets.where(packets.dscp == 40).ip_bytes.sum()
     assert conformant * 8 / seconds == pytest.approx(bandwidth, rel=TOLERANCE)
+
+
+def test_a_device_that_can_only_police_drops_the_excess_and_counts_every_packet() -> None:
+    with Lab("qos2-test") as lab:
+        an_administrators = ("root", "handle", "77:", "pfifo", "limit", "10000")
+        lab.app.run("tc", "qdisc", "replace", "dev", lab.app.device, *an_administrators)
+        with Daemon(lab.app) as daemon, Wire(lab, daemon) as wire, Sink(lab.peer, tcp=[PORT], udp=[PORT]):
+            load = Load("policed", 10_000_000, offered=20_000_000)
+            sock = opened(wire, load, socket.SOCK_DGRAM)
+            flow = wire.handle().add_socket(sock, TrafficType.VOICE)
+            flow.set_rate(load.bandwidth)
+            flood = wire.flood(sock, load.block, load.offered * load.block / 1500)
+            recording = wire.record()
+            flood.begin()
+            time.sleep(START_UP_S + SECONDS + 0.2)
+            sent = flood.stop()
+            packets = recording.stop().select(sport=port_of(sock), dport=PORT)
+            stats = flow.stats()
+    # Less where this machine stalls for longer than the bucket keeps credit, as for the remarked flow above.
+    assert 0.95 * load.bandwidth <= mean_rate(packets) <= 1.01 * load.bandwidth
+    assert excess(packets, load.bandwidth) <= allowed(load, {"policed": packets})
+    assert packets.dscps() == {56: stats.packets}
+    assert stats.dropped_packets["police"] == sent - len(packets)
+    assert stats.dropped_bytes["police"] == (sent - len(packets)) * 1500

@@ -98,7 +98,7 @@ search_path() {
 }
 
 main() {
-    local release run follower options
+    local release run options follower machine
     require
     mkdir -p "$CACHE"
     release=$(release_of "${1:-linux-image-amd64}")
@@ -120,12 +120,15 @@ main() {
     : >"$run/pytest.log"
     tail -n +1 -f "$run/pytest.log" 9>&- &
     follower=$!
-    trap 'kill "$follower" 2>/dev/null' EXIT
-    # By a pipe: QEMU opens its standard output anew, and a file would be cut.
+    # By a pipe: QEMU opens its standard output anew, and a file would be cut. In a process group of its own
+    # (timeout makes it), which Ctrl-C does not reach: so it is ended on every way out.
     PATH=$(search_path) timeout --kill-after=10 "${QOS_VM_SECONDS:-3600}" vng "${options[@]}" --user root --cpus 2 \
         --memory 2G --run "$CACHE/$release/boot/vmlinuz-$release" --rwdir="$run" -- bash "$run/guest.sh" \
-        </dev/null 2>&1 9>&- | cat >"$run/console.log" || true
-    sleep 0.2
+        </dev/null > >(cat >"$run/console.log") 2>&1 9>&- &
+    machine=$!
+    trap 'kill "$machine" "$follower" 2>/dev/null || true' EXIT
+    wait "$machine" || true
+    sleep 0.5 # for what `tail` has still to show
     if [[ ! -s $run/status ]]; then
         tail -n 20 "$run/console.log" >&2
         echo "boot: the machine ended before pytest did; its console: $run/console.log" >&2
@@ -133,6 +136,5 @@ main() {
     fi
     exit "$(<"$run/status")"
 }
-
 
 main "$@"

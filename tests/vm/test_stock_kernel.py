@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -132,16 +132,13 @@ def test_the_daemon_chooses_fq_and_the_newest_hook_that_the_kernel_has(lab: Lab,
 
 
 @pytest.mark.parametrize(("load", "mbit"), [(UDP, 10), (UDP_GSO, 10), (UDP_GSO, 50), (TCP, 10), (TCP, 50)], ids=str)
-def test_a_flow_keeps_its_contract_through_fq(
-    wire: Wire, sink: Sink, load: Load, mbit: int, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, load: Load, mbit: int) -> None:
     sock = connected(wire, load)
     flow = wire.handle().add_socket(sock, TrafficType.VOICE)
     flow.set_rate(mbit * 1_000_000)
     assert ("fq", "5152:") in kinds(wire.lab)
     packets = recorded(wire, sock, load)
     stats = flow.stats()
-    record_property("bits_per_s", round(steady_rate(packets)))
     assert steady_rate(packets) == pytest.approx(mbit * 1_000_000, rel=TOLERANCE)
     assert packets.dscps() == {56: len(packets)}
     assert stats.delayed_packets > 0
