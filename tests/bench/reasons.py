@@ -17,9 +17,8 @@ _STARVED = (
 
 REASONS: dict[str, str] = {
     "testrun-flows": (
-        "65,536 flows take 10 MB, more than the second-level cache: each packet then misses the policy, the packet "
-        "line and, because a flow that sends less often than every two ticks notes its time on each packet, the third "
-        "line too (without that store: 128 instead of 180 ns). The reference slows down nearly as much."
+        "65,536 flows take 10 MB, more than the second-level cache: each packet misses the policy and the packet "
+        "line, which is what the reference's one hash entry does too; it slows down as much."
     ),
     "traffic-full-udp-1": f"Mostly {_LOCKED}.",
     "traffic-full-tcp-small": f"Mostly {_LOCKED}.",
@@ -28,7 +27,7 @@ REASONS: dict[str, str] = {
     "rate-tcp": _STARVED,
     "control-pairs": "The daemon and its clients share the CPUs with whatever else runs: see the load average above.",
     "control-start": (
-        "Nearly all of it is the compiler: bcc takes about one second of CPU time for each of the two link layers, "
-        "more of the clock where other work runs; a start with the programs in place compiles nothing."
+        "Nearly all of it is the compiler: bcc takes more than one second of CPU time, more of the clock where other "
+        "work runs; a start with the programs in place compiles nothing."
     ),
 }

@@ -38,11 +38,17 @@ def test_a_default_root_becomes_fq_where_the_kernel_has_it_else_htb_else_police(
     assert choose(default(kind), frozenset())[0] is Shaper.POLICE
 
 
-@pytest.mark.parametrize(
-    "root", [default("fq"), placed("fq"), default("mq", "fq", "fq"), placed("mq", "fq", "fq")], ids=repr
-)
-def test_an_fq_that_is_there_is_used_whoever_placed_it_and_whatever_can_be_added(root: Qdisc) -> None:
-    assert choose(root, frozenset()) == (Shaper.FQ, "the device has fq")
+@pytest.mark.parametrize("root", [placed("fq"), placed("mq", "fq", "fq")], ids=repr)
+@pytest.mark.parametrize("available", [ALL, HTB_ONLY, frozenset()], ids=sorted)
+def test_an_administrators_fq_is_used_as_it_is(root: Qdisc, available: frozenset[str]) -> None:
+    shaper, why = choose(root, available)
+    assert shaper is Shaper.FQ
+    assert "flow_limit" in why
+
+
+@pytest.mark.parametrize("root", [default("fq"), default("mq", "fq", "fq")], ids=repr)
+def test_an_fq_by_default_is_replaced_by_one_with_room(root: Qdisc) -> None:
+    assert choose(root, ALL) == (Shaper.FQ, f"fq in place of the default {root.kind}")
 
 
 def test_a_default_mq_is_replaced_as_a_whole() -> None:

@@ -49,8 +49,8 @@ def choose(root: Qdisc, available: Set[str]) -> tuple[Shaper, str]:
     if root.handle == HANDLE:
         shaper = Shaper.HTB if root.kind == "htb" else Shaper.FQ
         return shaper, f"{root.kind} of an earlier QoS2 daemon"
-    if root.has_fq:
-        return Shaper.FQ, "the device has fq"
+    if root.has_fq and not (root.is_replaceable and "fq" in available):
+        return Shaper.FQ, "the device has fq; its flow_limit bounds what a UDP sender with a large buffer may queue"
     if not root.is_replaceable:
         leaves = {leaf.kind for leaf in root.leaves}
         there = f"{root.kind} ({', '.join(sorted(leaves))})" if leaves else root.kind
@@ -202,8 +202,9 @@ class Fq(_Uniform):
         root = self._tc.root_qdisc()
         if self._installed and root.handle != HANDLE:
             return False
-        # A transmit queue that came later (ethtool -L) has the kernel's default, which keeps nothing back.
-        return not self._minors or root.has_fq
+        # A transmit queue that came later (ethtool -L) has the kernel's default, which keeps nothing or little back.
+        bare = self._installed and any(leaf.is_default for leaf in root.leaves)
+        return not self._minors or (root.has_fq and not bare)
 
     def idle(self) -> None:
         if self._minors or not self._installed:
@@ -224,7 +225,7 @@ class Fq(_Uniform):
             limit_packets=FQ_LIMIT_PACKETS, flow_limit_packets=FQ_FLOW_LIMIT_PACKETS, horizon_us=FQ_HORIZON_US
         )
         if root.handle != HANDLE:
-            if root.has_fq or not root.is_replaceable:
+            if not root.is_replaceable:
                 return
             if root.kind == "mq":
                 # Queues of a default mq cannot be addressed (its handle is 0): place one that has a handle.
@@ -234,7 +235,7 @@ class Fq(_Uniform):
             self._installed = True
             root = self._tc.root_qdisc()
         for leaf in root.leaves:
-            if leaf.kind != "fq":
+            if leaf.kind != "fq" or leaf.is_default:
                 self._tc.replace_qdisc("fq", parent=leaf.parent, options=options)
         self._complete = True
 
