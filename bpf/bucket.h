@@ -5,7 +5,7 @@
  *
  * Strategy: tokens are time. A packet of n bytes costs n / rate; the bucket holds `depth_ns` of it. A
  * packet conforms when what it needs fits: `need_ns` is its whole cost, but of a GSO skb the cost of
- * one segment only. It is then charged in full, on debt if need be: 64 KB handed over by TCP at once
+ * one segment (headers rounded up). It is then charged in full, on debt if need be: 64 KB handed over by TCP at once
  * must not starve behind a small bucket, and the debt is paid before the next packet conforms.
  *
  * One compare-and-swap makes it exact with several CPUs on one flow. Costs are rounded up to whole

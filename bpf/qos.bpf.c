@@ -75,6 +75,8 @@ enum shaper {
 
 /* Of our htb, and so of every class (shapers.py). */
 #define HTB_MAJOR 0x5152u
+/* IP and TCP headers of a segment with the usual options. */
+#define HEADERS_BYTES 72
 /* TCP's signals are read at most once in so many jiffies. */
 #define SIGNAL_JIFFIES 2
 
@@ -233,12 +235,15 @@ struct verdict {
 	u8 charged;
 };
 
-/* Charges the flow's bucket unless the packet would have to wait longer than `max_wait_ns`. */
-static __always_inline void take(struct flow_hot *h, const struct flow_policy *policy_of, u32 bytes, u32 segments,
+/*
+ * Charges the flow's bucket unless the packet would have to wait longer than `max_wait_ns`. `need_bytes` is
+ * what must fit into the bucket now: of a GSO skb, one segment.
+ */
+static __always_inline void take(struct flow_hot *h, const struct flow_policy *policy_of, u32 bytes, u32 need_bytes,
 				 u64 max_wait_ns, u64 jiffies, struct verdict *v)
 {
 	u64 cost_ns = bucket_cost_ns(bytes, policy_of->ns_per_byte_20);
-	u64 need_ns = segments > 1 ? cost_ns / segments : cost_ns;
+	u64 need_ns = bucket_cost_ns(need_bytes, policy_of->ns_per_byte_20);
 	u64 seen_ns = *(volatile u64 *)&h->tat_ns; /* touch the line before the clock: misses overlap */
 	u8 exact = 0;
 
@@ -335,7 +340,9 @@ static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper)
 
 		if (policy_of->action == QOS_ACTION_DELAY && shaper != SHAPER_POLICE)
 			max_wait_ns = QOS_HORIZON_NS;
-		take(h, policy_of, bytes, segments, max_wait_ns, jiffies, &v);
+		/* Headers rounded up: to divide by the number of segments costs more than the rest of the bucket. */
+		take(h, policy_of, bytes, segments > 1 ? skb->gso_size + HEADERS_BYTES : bytes, max_wait_ns, jiffies,
+		     &v);
 		if (policy_of->action == QOS_ACTION_REMARK) {
 			if (v.wait_ns) {
 				dscp = policy_of->non_conformant_dscp;
