@@ -45,7 +45,7 @@ class Pins:
             raise MissingKernelFeature(f"cannot use {path}: {error.strerror}", "run the daemon as root") from error
         except FileNotFoundError as error:
             raise MissingKernelFeature(
-                f"{path.parent} does not exist", "mount the bpf file system: mount -t bpf bpf /sys/fs/bpf"
+                f"{path} cannot be made: {path.parent} is no bpf file system", "mount -t bpf bpf /sys/fs/bpf"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
