@@ -81,7 +81,7 @@ class Daemon:
         """One failure of a periodic duty must not end the daemon; the next turn tries again."""
         try:
             work()
-        except Exception:
+        except Exception:  # logged with its traceback; see above
             _LOG.exception("%s failed", getattr(work, "__name__", work))
 
     def _correct(self) -> None:

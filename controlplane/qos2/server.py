@@ -215,7 +215,7 @@ class Server:
             self._users.pop(client.session.peer.uid, None)
         try:
             client.session.end()
-        except Exception:
+        except Exception:  # one client's bug must not end the daemon
             self._log.exception("a bug: the handle of %s could not be closed", client.session.peer)
 
     # Requests
@@ -264,7 +264,7 @@ class Server:
             return reply, op, "ok", time.perf_counter() - began_s
         except QosError as refusal:
             error = refusal
-        except Exception:
+        except Exception:  # one request's bug is answered `internal` and harms nobody else
             self._log.exception("a bug: request %s of %s failed", op, session.peer)
             error = InternalError("a bug of the daemon in this request", "its log has the traceback")
         if number is None:

@@ -118,7 +118,7 @@ def _live(
                 pipe.send(sent if sent >= 0 else f"sending: {os.strerror(-sent)}")
     except EOFError:
         return
-    except Exception as error:
+    except Exception as error:  # the parent raises it: this process has nobody to tell
         pipe.send(f"{type(error).__name__}: {error}")
 
 

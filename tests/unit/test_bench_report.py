@@ -115,7 +115,7 @@ def test_the_page_explains_each_missed_target_or_says_that_it_cannot() -> None:
 
 
 def test_the_terminal_shows_every_figure_and_verdict() -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115  closed by the next line
     with console.file:
         show(console, a_result(Target("slow", "is fast", 1, 2)))
         text = console.export_text()

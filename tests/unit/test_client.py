@@ -187,7 +187,7 @@ def test_what_is_no_socket_is_refused_before_it_is_sent(stage: Stage, qos: qos2.
     with tempfile.TemporaryFile() as file:
         for wrong in (file, file.fileno(), closed, -1, 2**40, "5", None):
             with pytest.raises(qos2.InvalidRequest) as refusal:
-                qos.add_socket(wrong, VOICE)  # type: ignore[arg-type]
+                qos.add_socket(wrong, VOICE)  # type: ignore[arg-type]  # what is no socket is the test
             assert refusal.value.hint
     stage.settle()
     assert [op for op, _, _ in stage.observed] == ["open_handle"]

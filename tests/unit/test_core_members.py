@@ -6,7 +6,7 @@ import pytest
 
 from qos2.datapath.fake import FakeDatapath
 from qos2.errors import InvalidRequest, NoSuchFlow
-from qos2.model import ANY_DESTINATION, Destination, Dscp, FlowPolicy, TrafficType
+from qos2.model import ANY_DESTINATION, Destination, Dscp, FlowPolicy, SocketFacts, TrafficType
 from unit.core_stage import BOB, ELSEWHERE, HERE, OTHER_PEER, PEER, PEER6, Stage, tcp, udp, udp6
 
 
@@ -210,13 +210,13 @@ def test_an_adaptive_flow_needs_a_destination(destination: Destination | None) -
     ("facts", "destination"),
     [(udp(1), None), (tcp(1), None), (udp(1, peer=PEER), OTHER_PEER), (udp(1), PEER6), (udp6(1, v6only=True), PEER)],
 )
-def test_an_unfit_socket_is_refused_and_leaves_nothing(facts: object, destination: Destination | None) -> None:
+def test_an_unfit_socket_is_refused_and_leaves_nothing(facts: SocketFacts, destination: Destination | None) -> None:
     stage = Stage()
     flow = stage.add(udp(9), PEER)
     done = list(stage.fake.operations)
     for each in (0, flow):
         with pytest.raises(InvalidRequest) as refused:
-            stage.add(facts, destination, flow=each)  # type: ignore[arg-type]
+            stage.add(facts, destination, flow=each)
         assert refused.value.win32 == 87
     assert stage.fake.operations == done
 
@@ -234,10 +234,10 @@ def test_an_unfit_socket_is_refused_and_leaves_nothing(facts: object, destinatio
     ],
 )
 def test_the_datapath_is_told_where_the_socket_sends(
-    facts: object, destination: Destination | None, bound: Destination
+    facts: SocketFacts, destination: Destination | None, bound: Destination
 ) -> None:
     stage = Stage()
-    flow = stage.add(facts, destination)  # type: ignore[arg-type]
+    flow = stage.add(facts, destination)
     assert stage.bound() == {1: {bound: flow}}
 
 

@@ -25,7 +25,7 @@ def evidence(**changes: object) -> Evidence:
         "packet_rate": 50.0,
         "sent": None,
     }
-    return Evidence(**(figures | changes))  # type: ignore[arg-type]
+    return Evidence(**(figures | changes))  # type: ignore[arg-type]  # one dictionary, several types
 
 
 def goodness(findings: Sequence[Finding]) -> list[bool]:

@@ -135,7 +135,7 @@ def test_a_client_that_never_reads_loses_its_connection_and_nobody_else_waits(st
     with stage.connection() as silent:
         silent.socket.setblocking(False)
         request = json.dumps({"op": "status"}).encode()
-        with pytest.raises(ConnectionError):  # noqa: PT012
+        with pytest.raises(ConnectionError):  # noqa: PT012  which of many sends fails is not known
             while True:
                 try:
                     silent.send(request)

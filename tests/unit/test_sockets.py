@@ -100,7 +100,7 @@ def lingering_in(stage: Stage, client: RawClient) -> Iterator[None]:
         accepted, _ = listener.accept()
         with accepted:
             sock.setblocking(False)
-            with pytest.raises(BlockingIOError):  # noqa: PT012
+            with pytest.raises(BlockingIOError):  # noqa: PT012  which of many sends fails is not known
                 while True:
                     sock.send(bytes(65536))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ON)

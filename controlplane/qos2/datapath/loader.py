@@ -136,7 +136,7 @@ def load_program(bpf: Any, name: str, kind: int) -> int:
     with _captured_stderr() as said:
         try:
             return int(bpf.load_func(name.encode(), kind).fd)
-        except Exception as error:  # as above
+        except Exception as error:  # bcc again
             detail = said()
             raise MissingKernelFeature(
                 f"the kernel refused program {name}: {error}: {detail}", _hint(detail)

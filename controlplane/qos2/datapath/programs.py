@@ -52,7 +52,7 @@ class Programs:
                 (folder / "cgroup.procs").write_text(str(peer.pid))
             except OSError as error:
                 raise NoSuchFlow(f"process {peer.pid} cannot be moved: {error.strerror}") from error
-        except Exception:
+        except Exception:  # whatever it was goes on to the caller, once the cgroup is gone
             self._remove(folder)
             raise
         self._folders[flow] = folder

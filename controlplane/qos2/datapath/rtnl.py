@@ -27,4 +27,4 @@ def _enter_package(name: str) -> None:
 _enter_package("pyroute2")
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg as ifinfmsg  # noqa: E402  after the line above, on purpose
-from pyroute2.netlink.rtnl.tcmsg import tcmsg as tcmsg  # noqa: E402
+from pyroute2.netlink.rtnl.tcmsg import tcmsg as tcmsg  # noqa: E402  likewise
