@@ -169,6 +169,22 @@ def allowed(load: Load, captures: Mapping[str, Packets]) -> float:
     return bucket_depth_bytes(load.bandwidth) + load.bandwidth / 8 * stall_s(captures)
 
 
+def check_conformant(packets: Packets, dscp: int, bandwidth: int, largest: int) -> None:
+    """Of a sender that offers more than its contract all the time, what kept its mark.
+
+    Never more than the contract and one bucket. Not less either, but for credit that nobody took: a bucket keeps
+    10 ms of it, and where this machine stalls for longer (12 to 27 ms beside other work, 108 ms in all of 4 s were
+    seen) the rest is lost, as it has to be.
+    """
+    depth = bucket_depth_bytes(bandwidth)
+    silences_s = np.diff(packets.time_ns) / S
+    lost_s = np.maximum(silences_s - depth * 8 / bandwidth, 0).sum()
+    seconds = int(packets.time_ns[-1] - packets.time_ns[0]) / S
+    marked = packets.where(packets.dscp == dscp).ip_bytes.sum()
+    assert marked <= bandwidth / 8 * seconds + depth + largest
+    assert marked >= (1 - TOLERANCE) * bandwidth / 8 * (seconds - lost_s)
+
+
 @pytest.mark.parametrize("load", UDP_LOADS[:5], ids=str)
 def test_udp_keeps_its_contract(udp: Mapping[str, Packets], load: Load) -> None:
     packets = udp[load.name]
@@ -290,11 +306,7 @@ def test_non_conformant_markings_neither_delay_nor_drop_and_remark_the_excess(
     remarked = packets.where(packets.dscp == 0)
     assert len(conformant) + len(remarked) == sent
     assert remarked.ip_bytes.sum() / total == pytest.approx(1 - bandwidth / offered, abs=TOLERANCE)
-    # Never more than the contract; less where this machine stalls for longer than the 10 ms of credit that a
-    # bucket keeps (12 to 27 ms were measured beside other work, and 2.7 % less with them).
-    marked = conformant.ip_bytes.sum()
-    assert marked <= bandwidth / 8 * seconds + bucket_depth_bytes(bandwidth)
-    assert marked >= 0.95 * bandwidth / 8 * seconds
+    check_conformant(packets, 40, bandwidth, 1500)
 
 
 def test_tcp_under_non_conformant_markings_is_not_held_back_either(wire: Wire, sink: Sink) -> None:
@@ -313,8 +325,7 @@ def test_tcp_under_non_conformant_markings_is_not_held_back_either(wire: Wire, s
     seconds = int(packets.time_ns[-1] - packets.time_ns[0]) / S
     assert packets.ip_bytes.sum() * 8 / seconds > offered
     assert set(packets.dscps()) == {0, 40}
-    conformant = packets.where(packets.dscp == 40).ip_bytes.sum()
-    assert conformant * 8 / seconds == pytest.approx(bandwidth, rel=TOLERANCE)
+    check_conformant(packets, 40, bandwidth, 4096 + 3 * 60)
 
 
 def test_a_device_that_can_only_police_drops_the_excess_and_counts_every_packet() -> None:
