@@ -132,12 +132,27 @@ class FlowFundamentals:
     rtt_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Destination:
     """Where a socket of a flow sends. None and port 0 are wildcards; IPv4-mapped addresses are IPv4."""
 
     address: IPv4Address | IPv6Address | None = None
     port: int = 0
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # An address is slow to hash, and a destination is looked up several times per request.
+        object.__setattr__(self, "_hash", hash((self.address, self.port)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Destination):
+            return NotImplemented
+        return self.port == other.port and self.address == other.address
 
     @classmethod
     def parse(cls, address: str, port: int) -> "Destination":
@@ -168,6 +183,17 @@ ANY_DESTINATION = Destination()
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteHost:
+    """A host as it is reached from one network namespace: what estimates are gathered and remembered for."""
+
+    address: IPv4Address | IPv6Address
+    netns_cookie: int
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
 class SocketFacts:
     """What the kernel says of a socket that a client passed."""
 
@@ -189,6 +215,7 @@ class Peer:
     gids: frozenset[int] = frozenset()
     privileged: bool = False  #: root or a member of the group `qos2`
     program: str = ""
+    netns_cookie: int = 0  #: of the network namespace in which it made its connection
 
 
 @dataclass(frozen=True, slots=True)

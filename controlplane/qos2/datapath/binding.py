@@ -6,12 +6,14 @@ socket's own storage, where the datapath compares without a lookup; only further
 
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address
 
 from qos2.datapath import abi
 from qos2.model import Destination, FlowId
 
 
+@lru_cache(maxsize=4096)  # an application sends many times to few places
 def address_words(destination: Destination) -> tuple[int, tuple[int, int, int, int]]:
     """Family (4, 6, or 0 for the wildcard) and address as the packet's four words, IPv4 in the first."""
     if destination.address is None:
@@ -43,10 +45,10 @@ def _shape(destination: Destination) -> int:
 
 def _names(value: abi.SocketFlow, destination: Destination) -> bool:
     family, words = address_words(destination)
-    return (value.first_family, value.first_port_be, tuple(value.first_address_be)) == (
-        family,
-        socket.htons(destination.port),
-        words,
+    return (
+        value.first_family == family
+        and value.first_port_be == socket.htons(destination.port)
+        and tuple(value.first_address_be) == words
     )
 
 
@@ -63,15 +65,15 @@ def plan(
         value.flags = _PRESET
         value.preset_dscp = current.preset_dscp
         value.original_dscp = current.original_dscp
-    exact = [d for d in flows if _shape(d) == _EXACT]
+    exact = [d for d in flows if d.port and d.address is not None]
     first = exact[0] if exact else None
-    if current is not None and current.first_family:
+    if len(exact) > 1 and current is not None and current.first_family:
         first = next((d for d in exact if _names(current, d)), first)
     further: dict[Destination, FlowId] = {}
     for destination, flow in flows.items():
         if destination.is_any:
             value.flow_id = flow
-        elif destination == first:
+        elif destination is first:
             value.first_flow_id = flow
             value.first_family, value.first_address_be[:] = address_words(destination)
             value.first_port_be = socket.htons(destination.port)

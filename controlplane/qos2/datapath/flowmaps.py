@@ -25,6 +25,10 @@ _HOT = struct.Struct("=4Q8I")
 _COLD = struct.Struct("=8Q")
 _MARK = int(abi.PolicyFlag.MARK)
 _ZERO_LINE = bytes(_LINE_BYTES)
+_ZERO_LINES = (_ZERO_LINE, _ZERO_LINE)
+_DROPS = tuple(reason.label for reason in abi.Drop)
+#: Of a flow that has sent nothing: flows that end like that are the quick ones.
+_NOTHING = FlowStats(dropped_packets=dict.fromkeys(_DROPS, 0), dropped_bytes=dict.fromkeys(_DROPS, 0))
 #: Jiffies and CLOCK_MONOTONIC drift apart (NTP): the pair is read anew.
 _REREAD_NS = 1_000_000_000
 #: Slots that are mapped at first; they are given out from the lowest on.
@@ -152,9 +156,11 @@ class FlowMaps:
     def stats(self, flow: FlowId, queue_drops: int) -> FlowStats:
         """All counters; `queue_drops` are packets that a device's queue of this flow dropped."""
         line = (flow & SLOT_MASK) * _LINE_BYTES
-        hot = _HOT.unpack_from(self._hot.memory, line)
-        cold = _COLD.unpack_from(self._cold.memory, line)
-        dropped_packets = {reason.label: cold[2 + reason] for reason in abi.Drop}
+        lines = self._hot.memory[line : line + _LINE_BYTES], self._cold.memory[line : line + _LINE_BYTES]
+        if lines == _ZERO_LINES and not queue_drops:
+            return _NOTHING
+        hot, cold = _HOT.unpack(lines[0]), _COLD.unpack(lines[1])
+        dropped_packets = dict(zip(_DROPS, cold[2:4], strict=True))
         if queue_drops:
             dropped_packets["queue"] = queue_drops
         return FlowStats(
@@ -171,7 +177,7 @@ class FlowMaps:
             delayed_packets=cold[0],
             delay_ns=cold[1],
             dropped_packets=dropped_packets,
-            dropped_bytes={reason.label: cold[4 + reason] for reason in abi.Drop},
+            dropped_bytes=dict(zip(_DROPS, cold[4:6], strict=True)),
             last_ns=self._clock.time_ns(hot[5]) if hot[2] else 0,
             debt_ns=max(0, hot[0] - time.monotonic_ns()),
         )

@@ -38,6 +38,7 @@ from qos2.model import (
 
 _LOG = logging.getLogger(__name__)
 _PRESET = int(abi.SocketFlag.PRESET)
+_KINDS = {Transport.TCP: int(socket.SOCK_STREAM), Transport.UDP: int(socket.SOCK_DGRAM)}
 
 
 class _Minors:
@@ -131,6 +132,10 @@ class KernelDatapath:
     def put(self, policy: FlowPolicy, *, fresh: bool) -> None:
         delayed = policy.action is Action.DELAY and policy.bandwidth > 0
         shaped = self._shaped.get(policy.flow)
+        if not delayed and shaped is None:
+            self._flows.put(policy, htb_minor=0, fresh=fresh)
+            self._namespaces[policy.flow] = policy.netns_cookies
+            return
         minor = 0
         if delayed:
             minor = shaped.minor if shaped else self._minors.take()
@@ -167,25 +172,10 @@ class KernelDatapath:
         value, further = binding.plan(flows, current)
         if self._preset:
             self._preset_dscp(fd, facts, value, flows)
-        known = self._further.get(facts.cookie, {})
-        changed = {each: flow for each, flow in further.items() if known.get(each) != flow}
-        try:
-            for destination, flow in changed.items():
-                self._destinations.put(binding.destination_key(facts.cookie, destination), ctypes.c_uint32(flow))
-            if flows or value.flags & _PRESET:
-                self._sockets.put(key, value)
-            else:
-                self._sockets.delete(key)
-        except DatapathError:
-            for destination in changed.keys() - known.keys():
-                self._destinations.delete(binding.destination_key(facts.cookie, destination))
-            raise
-        for stale in known.keys() - further.keys():
-            self._destinations.delete(binding.destination_key(facts.cookie, stale))
-        if further:
-            self._further[facts.cookie] = further
+        if further or facts.cookie in self._further:
+            self._bind_further(facts.cookie, key, value, further)
         else:
-            self._further.pop(facts.cookie, None)
+            self._store(key, value)
 
     def unbind(self, cookie: int, destinations: tuple[Destination, ...]) -> None:
         known = self._further.get(cookie)
@@ -279,6 +269,33 @@ class KernelDatapath:
         kind = abi.EventKind(event.kind)
         self._events[kind] += 1
 
+    def _store(self, key: ctypes.c_int, value: abi.SocketFlow) -> None:
+        if value.flow_id or value.first_flow_id or value.flags:
+            self._sockets.put(key, value)
+        else:
+            self._sockets.delete(key)
+
+    def _bind_further(
+        self, cookie: int, key: ctypes.c_int, value: abi.SocketFlow, further: dict[Destination, FlowId]
+    ) -> None:
+        """The storage of a socket, and the entries of its further destinations: new ones first, stale ones last."""
+        known = self._further.get(cookie, {})
+        changed = {each: flow for each, flow in further.items() if known.get(each) != flow}
+        try:
+            for destination, flow in changed.items():
+                self._destinations.put(binding.destination_key(cookie, destination), ctypes.c_uint32(flow))
+            self._store(key, value)
+        except DatapathError:
+            for destination in changed.keys() - known.keys():
+                self._destinations.delete(binding.destination_key(cookie, destination))
+            raise
+        for stale in known.keys() - further.keys():
+            self._destinations.delete(binding.destination_key(cookie, stale))
+        if further:
+            self._further[cookie] = further
+        else:
+            del self._further[cookie]
+
     def _release(self, minor: int) -> None:
         self.devices.release(minor)
         self._minors.give(minor)
@@ -288,24 +305,27 @@ class KernelDatapath:
         self, fd: int, facts: SocketFacts, value: abi.SocketFlow, flows: Mapping[Destination, FlowId]
     ) -> None:
         """Presets the socket's DSCP where one flow speaks for all of its packets, else puts the old one back."""
-        kind = socket.SOCK_STREAM if facts.transport is Transport.TCP else socket.SOCK_DGRAM
-        sock = socket.socket(facts.family, kind, fileno=fd)
+        dscp = None
+        if len(flows) == 1:
+            ((destination, flow),) = flows.items()
+            if destination.is_any or destination == facts.peer:
+                dscp = self._flows.dscp(flow)
+        if dscp is None and not value.flags & _PRESET:
+            return
+        sock = socket.SocketType(facts.family, _KINDS[facts.transport], 0, fd)
         try:
-            dscp = None
-            if len(flows) == 1:
-                ((destination, flow),) = flows.items()
-                if destination.is_any or destination == facts.peer:
-                    dscp = self._flows.dscp(flow)
-            before = preset.read_dscp(sock)
-            if before is None:
+            before = now = preset.read_dscp(sock)
+            if before is None or now is None:
                 return
-            if value.flags & _PRESET and before == value.preset_dscp:
-                before = value.original_dscp  # ours, not the application's
+            if value.flags & _PRESET and now == value.preset_dscp:
+                before = Dscp(value.original_dscp)  # ours, not the application's
             value.flags &= ~_PRESET
             if dscp is not None and dscp != before:
                 value.flags |= _PRESET
                 value.preset_dscp, value.original_dscp = dscp, before
-            preset.write_dscp(sock, Dscp(before if dscp is None else dscp))
+            wanted = before if dscp is None else Dscp(dscp)
+            if wanted != now:
+                preset.write_dscp(sock, wanted)
         except OSError as error:
             raise DatapathError(f"the socket refuses its DSCP: {error.strerror}") from error
         finally:
