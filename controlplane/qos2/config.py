@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from qos2.core.rules import Deniable
 from qos2.errors import ConfigError
 from qos2.model import SLOT_MASK
 
@@ -44,10 +45,18 @@ class Config:
     flows_per_uid: Count = 16_384
     handles_per_uid: Count = 1_024
     members_per_flow: Count = 4_096
+    #: Requests of one handle that wait for something.
+    pending_per_handle: Count = 1_024
+    #: Remote hosts that one user's processes track.
+    tracked_per_uid: Count = 1_024
     #: Clients connected at a time.
     connections: Count = 4_096
     #: Seconds for which flows of a killed daemon stay in force after the next one starts.
     orphan_grace_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    #: Refuse addresses that Windows refuses: IPv4 on a dual-stack socket, IPv4-mapped.
+    strict: bool = False
+    #: What nobody may do, root included: core.rules.Deniable.
+    deny: tuple[Deniable, ...] = ()
     #: Directory on a bpffs for what must outlive the daemon.
     pin_path: Path = Path("/sys/fs/bpf/qos2")
     #: Set IP_TOS / IPV6_TCLASS on passed sockets of one flow, so that the datapath seldom has to rewrite.
@@ -63,6 +72,8 @@ class Config:
             _check_device(name)
         if len(set(self.devices)) < len(self.devices):
             raise ValueError("devices: a device is named twice")
+        if len(set(self.deny)) < len(self.deny):
+            raise ValueError("deny: a word is named twice")
         if self.metrics:
             parse_endpoint(self.metrics)
         if self.log_level not in LOG_LEVELS:

@@ -11,6 +11,8 @@
     ├── NotSupported          not on this path or not yet
     │   └── NotAdaptive       the call needs an adaptive flow
     ├── NoData Retry NetworkBusy AlreadyExists Cancelled    answers of estimates and notifications
+    ├── HostUnreachable       no route to the host at the other end
+    ├── TimedOut              the caller did not want to wait any longer
     ├── ServiceUnavailable    the client cannot reach the daemon
     ├── ServiceLost           the daemon went away under a live handle
     ├── DatapathError         the kernel refused
@@ -133,6 +135,20 @@ class Cancelled(QosError):
 
     code = "cancelled"
     win32 = 995
+
+
+class HostUnreachable(QosError):
+    """There is no route to the host at the other end (ERROR_HOST_UNREACHABLE)."""
+
+    code = "host_unreachable"
+    win32 = 1232
+
+
+class TimedOut(QosError):
+    """The caller's time was over before the answer came (ERROR_TIMEOUT)."""
+
+    code = "timed_out"
+    win32 = 1460
 
 
 class ServiceUnavailable(QosError):

@@ -50,15 +50,15 @@ class RequestMeter:
 
     def observe(self, op: str, result: str, seconds: float) -> None:
         """Count one request that was answered after `seconds`."""
-        if op not in self._operations:
-            op = INVALID
-        if result not in self._results:
-            result = INVALID
         key = (op, result)
-        self.requests[key] = self.requests.get(key, 0) + 1
-        latency = self.latency.get(op)
-        if latency is None:
-            latency = self.latency[op] = _Latency()
+        count = self.requests.get(key)
+        if count is None:
+            op = op if op in self._operations else INVALID
+            key = (op, result if result in self._results else INVALID)
+            count = self.requests.get(key, 0)
+            self.latency.setdefault(op, _Latency())
+        self.requests[key] = count + 1
+        latency = self.latency[op]
         latency.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         latency.seconds += seconds
 
@@ -76,6 +76,7 @@ class Snapshot:
     ended: Mapping[TrafficType, int] = field(default_factory=dict)
     handles: int = 0
     orphans: int = 0
+    pending_requests: int = 0  #: that wait for a condition or a measurement
     refused_connections: Mapping[str, int] = field(default_factory=dict)  #: by reason
     requests: RequestMeter | None = None
 
@@ -118,6 +119,11 @@ def _service(snapshot: Snapshot) -> Iterator[Metric]:
         "qos2_orphan_flows",
         "Flows taken over from a daemon that was killed; they end after the configured grace time.",
         snapshot.orphans,
+    )
+    yield GaugeMetricFamily(
+        "qos2_pending_requests",
+        "Requests that wait now, for a condition of a flow or a new measurement of its path.",
+        snapshot.pending_requests,
     )
     yield _counters(
         "qos2_connections_refused",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NewType
+from typing import NamedTuple, NewType
 
 FlowId = NewType("FlowId", int)
 Dscp = NewType("Dscp", int)
@@ -193,8 +193,7 @@ class RemoteHost:
         return str(self.address)
 
 
-@dataclass(frozen=True, slots=True)
-class SocketFacts:
+class SocketFacts(NamedTuple):
     """What the kernel says of a socket that a client passed."""
 
     cookie: int
@@ -218,8 +217,7 @@ class Peer:
     netns_cookie: int = 0  #: of the network namespace in which it made its connection
 
 
-@dataclass(frozen=True, slots=True)
-class FlowPolicy:
+class FlowPolicy(NamedTuple):
     """What the datapath is told of a flow: struct flow_policy before its arithmetic.
 
     `dscp` None leaves the DSCP as the application set it. `bandwidth` 0 means no rate.

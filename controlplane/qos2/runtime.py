@@ -1,6 +1,6 @@
 """The running daemon: its parts put together, and their duties on one event loop.
 
-    KernelDatapath -> Service -> Server (clients) and Exporter (Prometheus)
+    KernelDatapath, Paths, Conditions -> Service -> Server (clients) and Exporter (Prometheus)
 
 Imported only once the compiler is at work (daemon.py): what this needs takes half a second to import.
 """
@@ -14,13 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qos2.config import Config
+from qos2.core.ports import Conditions, Paths
+from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.kernel import KernelDatapath
 from qos2.datapath.pins import Pins
 from qos2.errors import BY_CODE
 from qos2.exporter import Exporter, RequestMeter, Snapshot, render
+from qos2.listener import clear_stale
 from qos2.model import TrafficType
-from qos2.server import Server, clear_stale
+from qos2.paths.link import LinkPaths, UnknownConditions
+from qos2.server import Server
 from qos2.version import version
 from qos2.wire import protocol
 
@@ -28,7 +32,9 @@ _LOG = logging.getLogger("qos2d")
 
 #: HTB counts link headers: how soon a change of a flow's packet size is followed.
 CORRECT_SECONDS = 0.2
-#: Metrics, idle qdiscs, orphans.
+#: How late a waiting request may hear of a change.
+FOLLOW_SECONDS = 0.1
+#: Metrics, idle qdiscs, orphans, lingering hosts.
 HOUSEKEEPING_SECONDS = 1.0
 
 
@@ -59,6 +65,7 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             periodic = [
                 tasks.create_task(self._every(CORRECT_SECONDS, self._correct)),
+                tasks.create_task(self._every(FOLLOW_SECONDS, self.follow)),
                 tasks.create_task(self._every(HOUSEKEEPING_SECONDS, self._housekeeping)),
             ]
             ready()
@@ -88,6 +95,11 @@ class Daemon:
         self.datapath.correct_shapers()
         self._follow_namespaces()
 
+    def follow(self) -> None:
+        """Whoever waited for what has come about by now is told so; on the daemon's loop."""
+        self.service.follow()
+        self.server.deliver()
+
     def _follow_namespaces(self) -> None:
         loop = asyncio.get_running_loop()
         watches = {watch.fileno(): cookie for cookie, watch in self.datapath.devices.watches()}
@@ -101,7 +113,7 @@ class Daemon:
         return lambda: self.datapath.devices.follow(cookie)
 
     def _housekeeping(self) -> None:
-        self.service.end_orphans()
+        self.service.tick()
         self.datapath.idle()
         if self.exporter is not None:
             self.exporter.publish(render(self._snapshot()))
@@ -118,16 +130,20 @@ class Daemon:
             ended=accounts.ended,
             handles=self.service.handles,
             orphans=self.service.orphans,
+            pending_requests=self.service.pending,
             refused_connections=self.server.refused,
             requests=self.meter,
         )
 
 
 @contextlib.contextmanager
-def assembled(pins: Pins, config: Config) -> Iterator[Daemon]:
+def assembled(
+    pins: Pins, config: Config, *, paths: Paths | None = None, conditions: Conditions | None = None
+) -> Iterator[Daemon]:
     """The daemon over the host's kernel; everything is off the host again afterwards.
 
-    Raises QosError where it cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
+    `paths` and `conditions` take the place of its own, for tests that steer them. Raises QosError where it
+    cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
     """
     clear_stale(str(config.socket))  # before any device is touched
     with contextlib.closing(
@@ -141,8 +157,18 @@ def assembled(pins: Pins, config: Config) -> Iterator[Daemon]:
             handles_per_uid=config.handles_per_uid,
             members_per_flow=config.members_per_flow,
             orphan_grace_s=config.orphan_grace_s,
+            pending_per_handle=config.pending_per_handle,
+            tracked_per_uid=config.tracked_per_uid,
         )
-        service = Service(datapath, time.monotonic, limits, version())
+        service = Service(
+            datapath,
+            time.monotonic,
+            limits,
+            version(),
+            paths=paths if paths is not None else LinkPaths(datapath.devices.on_link),
+            conditions=conditions if conditions is not None else UnknownConditions(),
+            rules=Rules(config.strict, frozenset(config.deny)),
+        )
         meter = RequestMeter(protocol.OPERATIONS, ("ok", *BY_CODE))
         server = Server(
             service,

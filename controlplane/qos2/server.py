@@ -1,9 +1,12 @@
 """The daemon's socket: accepts clients, reads their requests, sends the replies. An edge; no rules here.
 
 One event loop, non-blocking SEQPACKET sockets and no streams: a packet is a request. Each request is
-whole before the next is read, and no client can make another wait: not by sending much (a turn has at
-most TURN_REQUESTS), by never reading (its replies are bounded), by passing strange descriptors (what may
-wait is closed elsewhere), nor by finding a bug (it is logged and answered `internal`).
+whole before the next is read, and no client can make another wait: not by sending much (each has one
+request at a time served, inbox.py), by never reading (its replies are bounded), by passing strange
+descriptors (what may wait is closed elsewhere), nor by finding a bug (it is logged and answered `internal`).
+
+A request that waits for something has no reply yet. What the service has completed since is sent by
+`deliver`, before the reply to the request that completed it.
 """
 
 import asyncio
@@ -13,34 +16,38 @@ import grp
 import logging
 import os
 import socket
-import stat
 import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+from qos2.core.notifications import Completion
 from qos2.core.service import Service
-from qos2.errors import AlreadyRunning, ConfigError, InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
-from qos2.session import Session
+from qos2.errors import InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
+from qos2.inbox import Inbox
+from qos2.listener import listen_at as listen_at  # part of what this module offers
+from qos2.session import Session, reply_of
 from qos2.sockets import Closer, Passed, peer_of
 from qos2.wire import protocol
 
 #: Members may set a raw DSCP and see everybody's flows.
 PRIVILEGED_GROUP = "qos2"
-#: Requests of one client served before the others have their turn.
-TURN_REQUESTS = 32
-#: Replies kept for a client that does not read, beyond what its socket holds.
+#: Connections accepted before the clients that are there have their turn.
+TURN_CONNECTIONS = 32
+#: Replies kept for a client that does not read, beyond what its socket holds. Those to requests that waited do
+#: not count: they may all come at once, and are as many as may be pending.
 QUEUED_REPLIES = 64
 #: Descriptors of one user whose close() waits; with more, no further one is taken from him.
 WAITING_DESCRIPTORS = 64
 
-_BACKLOG = 1024
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
 #: As plain numbers: combining the flags of the socket module takes microseconds.
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
-_ANCILLARY = socket.CMSG_SPACE(struct.calcsize("i") * protocol.MAX_DESCRIPTORS)
+_FD = struct.Struct("i")
+_ONE_DESCRIPTOR = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_ANCILLARY = socket.CMSG_SPACE(_FD.size * protocol.MAX_DESCRIPTORS)
 _OPS: dict[type[protocol.Request], str] = {
     each: str(each.__struct_config__.tag) for each in protocol.Request.__subclasses__()
 }
@@ -59,13 +66,16 @@ class _User:
 class _Client:
     """One connection."""
 
-    __slots__ = ("ended", "replies", "session", "socket", "user")
+    __slots__ = ("ended", "handle", "late", "replies", "session", "socket", "user", "waiting")
 
     def __init__(self, connected: socket.socket, session: Session, user: _User) -> None:
         self.socket = connected
         self.session = session
         self.user = user
+        self.handle = 0  #: once one of its requests has waited
+        self.waiting: dict[int, tuple[str, float]] = {}  #: request -> operation, when it was read
         self.replies: deque[bytes] = deque()
+        self.late: deque[bytes] = deque()  #: replies to requests that waited
         self.ended = False
 
 
@@ -73,8 +83,9 @@ class Server:
     """Serves a Service on an AF_UNIX SOCK_SEQPACKET socket at `path`, in the running asyncio loop.
 
     `observe` is called with operation ("invalid" for what is none), result ("ok" or the code of the error)
-    and seconds, once per request. `connections` bounds all connections, `connections_per_uid` those of one
-    user other than root: a connection takes a place before it has opened its handle.
+    and seconds, once per request, when it is answered. `connections` bounds all connections,
+    `connections_per_uid` those of one user other than root: a connection takes a place before it has opened
+    its handle.
     """
 
     def __init__(
@@ -98,6 +109,10 @@ class Server:
         self._privileged_gid = _gid_of(PRIVILEGED_GROUP)
         self._closer = Closer()
         self._clients: set[_Client] = set()
+        self._inbox: Inbox[_Client] = Inbox(self._readable)
+        self._completed = service.completed
+        self._by_handle: dict[int, _Client] = {}  # of those whose requests have waited
+        self._delivering = False
         self._users: dict[int, _User] = {}
         self._accepted = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,6 +138,7 @@ class Server:
         found = os.stat(self._path)
         self._inode = (found.st_dev, found.st_ino)
         self._loop.add_reader(self._listener, self._accept)
+        self._loop.add_reader(self._inbox, self._inbox.empty)
 
     def close(self) -> None:
         """End all connections with their flows, and remove the socket file unless it is another daemon's by now."""
@@ -139,6 +155,8 @@ class Server:
         self._listener = None
         for client in tuple(self._clients):
             self._end(client)
+        self._loop.remove_reader(self._inbox)
+        self._inbox.close()
         if not self._closer.stop(timeout_s=1.0):
             self._log.warning("a descriptor that a client passed is still being closed by its file system")
 
@@ -146,7 +164,7 @@ class Server:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        for _ in range(TURN_REQUESTS):
+        for _ in range(TURN_CONNECTIONS):
             try:
                 connected, _address = self._listener.accept()
             except BlockingIOError:
@@ -189,7 +207,7 @@ class Server:
             self._users[peer.uid] = user
             client = _Client(connected, Session(self._service, peer), user)
             self._clients.add(client)
-            self._loop.add_reader(connected, self._readable, client)
+            self._inbox.add(connected.fileno(), client)
 
     def _refuse(self, connected: socket.socket, reason: str, error: QosError) -> None:
         self.refused[reason] += 1
@@ -204,10 +222,11 @@ class Server:
             return
         assert self._loop is not None
         client.ended = True
-        self._loop.remove_reader(client.socket)
+        self._inbox.remove(client.socket.fileno())
         self._loop.remove_writer(client.socket)
         client.socket.close()
         client.replies.clear()
+        client.late.clear()
         self._clients.discard(client)
         user = client.user
         user.connections -= 1
@@ -217,38 +236,44 @@ class Server:
             client.session.end()
         except Exception:  # one client's bug must not end the daemon
             self._log.exception("a bug: the handle of %s could not be closed", client.session.peer)
+        if client.handle and not client.waiting:
+            del self._by_handle[client.handle]
+        self.deliver()
 
     # Requests
 
     def _readable(self, client: _Client) -> None:
-        for _ in range(TURN_REQUESTS):
-            # Without room the kernel closes the descriptors itself, and says so by MSG_CTRUNC.
-            room = _ANCILLARY if len(client.user.waiting) < WAITING_DESCRIPTORS else 0
-            try:
-                data, ancillary, flags, _address = client.socket.recvmsg(
-                    protocol.MAX_MESSAGE_BYTES, room, _CLOSE_ON_EXEC
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                self._end(client)
-                return
-            if not data:
-                self._end(client)
-                return
-            passed = _descriptors(ancillary) if ancillary else []
-            try:
-                reply, op, result, seconds = self._answer(client.session, data, flags, passed)
-            finally:
-                for each in passed:
-                    self._closer.close(each, client.user.waiting)
-            self._send(client, reply)
+        # Without room the kernel closes the descriptors itself, and says so by MSG_CTRUNC.
+        room = _ANCILLARY if len(client.user.waiting) < WAITING_DESCRIPTORS else 0
+        try:
+            data, ancillary, flags, _address = client.socket.recvmsg(protocol.MAX_MESSAGE_BYTES, room, _CLOSE_ON_EXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(client)
+            return
+        if not data:
+            self._end(client)
+            return
+        passed = _descriptors(ancillary) if ancillary else []
+        try:
+            reply, op, result, seconds = self._answer(client, data, flags, passed)
+        finally:
+            for each in passed:
+                self._closer.close(each, client.user.waiting)
+        if self._completed:
+            self.deliver()
+        if reply:
+            if not client.ended:
+                self._send(client, reply)
             self._observe(op, result, seconds)
-            if client.ended:
-                return
 
-    def _answer(self, session: Session, data: bytes, flags: int, passed: list[Passed]) -> tuple[bytes, str, str, float]:
-        """The reply to one packet, whatever it holds; operation, result and seconds for the metrics."""
+    def _answer(self, client: _Client, data: bytes, flags: int, passed: list[Passed]) -> tuple[bytes, str, str, float]:
+        """The reply to one packet, whatever it holds; operation, result and seconds for the metrics.
+
+        Empty for a request that waits.
+        """
+        session = client.session
         began_s = time.perf_counter()
         op = "invalid"
         number: int | None = None
@@ -258,7 +283,13 @@ class Server:
                 raise _cut(flags, passed)
             request = protocol.decode_request(data)
             op, number = _OPS[type(request)], request.id
-            reply = protocol.encode(session.answer(request, passed[0] if passed else None))
+            answer = session.answer(request, passed[0] if passed else None)
+            if answer is None:
+                client.handle = session.handle
+                client.waiting[number] = op, began_s
+                self._by_handle[client.handle] = client
+                return b"", op, "", 0.0
+            reply = protocol.encode(answer)
             if len(reply) > protocol.MAX_MESSAGE_BYTES:
                 raise RuntimeError(f"a reply of {len(reply)} bytes to {op}")
             return reply, op, "ok", time.perf_counter() - began_s
@@ -273,8 +304,30 @@ class Server:
 
     # Replies
 
-    def _send(self, client: _Client, reply: bytes) -> None:
-        if not client.replies:
+    def deliver(self) -> None:
+        """Send what requests that waited have come to. To be called after whatever may have completed some."""
+        if self._delivering:  # a client was ended in the middle, which completed others: the loop below has them
+            return
+        self._delivering = True
+        try:
+            while self._completed:
+                for each in self._service.take_completed():
+                    self._complete(each)
+        finally:
+            self._delivering = False
+
+    def _complete(self, completion: Completion) -> None:
+        client = self._by_handle[completion.handle]
+        op, began_s = client.waiting.pop(completion.request)
+        if not client.ended:
+            self._send(client, protocol.encode(reply_of(completion)), late=True)
+        elif not client.waiting:
+            del self._by_handle[completion.handle]
+        result = "ok" if completion.error is None else completion.error.code
+        self._observe(op, result, time.perf_counter() - began_s)
+
+    def _send(self, client: _Client, reply: bytes, *, late: bool = False) -> None:
+        if not client.replies and not client.late:
             try:
                 client.socket.send(reply)
                 return
@@ -284,71 +337,31 @@ class Server:
             except OSError:
                 self._end(client)
                 return
-        if len(client.replies) >= QUEUED_REPLIES:
+        # Who reads a late reply before he asks again never has more of them here than may be pending.
+        kept, most = (
+            (client.late, self._service.limits.pending_per_handle) if late else (client.replies, QUEUED_REPLIES)
+        )
+        if len(kept) >= most:
             self.refused["not_reading"] += 1
             self._log.warning("%s does not read its replies: its connection is closed", client.session.peer)
             self._end(client)
             return
-        client.replies.append(reply)
+        kept.append(reply)
 
     def _writable(self, client: _Client) -> None:
         assert self._loop is not None
         try:
-            while client.replies:
-                client.socket.send(client.replies[0])
-                client.replies.popleft()
+            # The late ones first: all of them are to be sent before the reply to close_handle.
+            for kept in (client.late, client.replies):
+                while kept:
+                    client.socket.send(kept[0])
+                    kept.popleft()
         except BlockingIOError:
             return
         except OSError:
             self._end(client)
             return
         self._loop.remove_writer(client.socket)
-
-
-def listen_at(path: str, mode: int) -> socket.socket:
-    """A listening socket at `path` with these permissions; its directory is made, a dead daemon's file replaced.
-
-    Raises AlreadyRunning where somebody answers there, ConfigError where the path cannot be used.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-        clear_stale(path)
-        listener.bind(path)
-        # Nobody can connect before listen(), so nobody comes in under the wrong permissions.
-        os.chmod(path, mode)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen at {path}: {error.strerror or error}", "choose another with `socket` or --socket"
-        ) from error
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def clear_stale(path: str) -> None:
-    """Remove the socket file of a daemon that is gone. Two daemons starting in the same instant are not told apart.
-
-    Raises AlreadyRunning where somebody answers there, ConfigError where the path is no socket.
-    """
-    try:
-        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return
-    if not is_socket:
-        raise ConfigError(f"{path} exists and is no socket", "choose another with `socket` or --socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: somebody is there
-    raise AlreadyRunning(f"a daemon answers at {path}", "stop it first, or choose another with --socket")
 
 
 def _gid_of(group: str) -> int | None:
@@ -360,6 +373,8 @@ def _gid_of(group: str) -> int | None:
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Passed]:
     """All descriptors that came with a packet: whatever becomes of it, each is to be closed."""
+    if len(ancillary) == 1 and ancillary[0][:2] == _ONE_DESCRIPTOR and len(ancillary[0][2]) == _FD.size:
+        return [Passed(_FD.unpack(ancillary[0][2])[0])]
     return [
         Passed(fd)
         for level, kind, content in ancillary

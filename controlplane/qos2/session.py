@@ -10,13 +10,16 @@ from typing import Any
 
 import msgspec
 
+from qos2.core.notifications import Completion
 from qos2.core.service import Service
 from qos2.core.views import FlowView
-from qos2.errors import InvalidRequest, ProtocolError
-from qos2.model import Destination, Peer
+from qos2.errors import InvalidHandle, InvalidRequest, ProtocolError
+from qos2.model import Destination, FlowFundamentals, Peer
 from qos2.sockets import Passed, parse_destination
 from qos2.wire import protocol
 
+#: Instead of the number of a handle: close_handle was asked for.
+_CLOSED = -1
 #: Room for the fields around the entries of a page.
 _FRAME_BYTES = 512
 _PAGE_BYTES = protocol.MAX_MESSAGE_BYTES - _FRAME_BYTES
@@ -32,7 +35,7 @@ _PROBLEM_CHARACTERS = 400
 
 
 class Session:
-    """One connection's view of the service. Its handle is opened by the first request."""
+    """One connection's view of the service. Its handle is opened by the first request, and closed by the last."""
 
     __slots__ = ("_handle", "_listed", "_service", "peer")
 
@@ -42,20 +45,31 @@ class Session:
         self._listed: array[int] | None = None
         self.peer = peer
 
-    def answer(self, request: protocol.AnyRequest, passed: Passed | None) -> protocol.Result:
-        """The result of one request. Raises what the service raises, and ProtocolError for requests out of order."""
-        if passed is not None and not isinstance(request, protocol.AddSocket | protocol.RemoveSocket):
+    @property
+    def handle(self) -> int:
+        """The number of the open handle; 0 before there is one, below 0 afterwards."""
+        return self._handle
+
+    def answer(self, request: protocol.AnyRequest, passed: Passed | None) -> protocol.Result | None:
+        """The result of one request; None for one that waits: the service will have its Completion.
+
+        Raises what the service raises, InvalidHandle after close_handle, and ProtocolError for requests out of order.
+        """
+        if passed is not None and type(request) not in _WITH_SOCKET:
             raise ProtocolError(
                 "a descriptor with a request that takes none", "pass it with add_socket or remove_socket"
             )
-        if self._handle == 0 and not isinstance(request, protocol.OpenHandle):
-            raise ProtocolError("no handle is open", "the first request of a connection is open_handle")
+        if self._handle <= 0:
+            if self._handle == _CLOSED:
+                raise InvalidHandle("the handle is closed", "one connection is one handle: make another one")
+            if not isinstance(request, protocol.OpenHandle):
+                raise ProtocolError("no handle is open", "the first request of a connection is open_handle")
         return _ANSWERS[type(request)](self, request, passed)
 
     def end(self) -> None:
         """The connection has ended, and with it the handle and its flows."""
-        if self._handle:
-            handle, self._handle = self._handle, 0
+        if self._handle > 0:
+            handle, self._handle = self._handle, _CLOSED
             self._service.close_handle(handle)
 
     def _open_handle(self, request: protocol.OpenHandle, _: Passed | None) -> protocol.Result:
@@ -63,6 +77,10 @@ class Session:
             raise ProtocolError("the handle is open already", "one connection is one handle")
         self._handle = self._service.open_handle(self.peer, request.version)
         return protocol.Opened(id=request.id, server=self._service.version, privileged=self.peer.privileged)
+
+    def _close_handle(self, request: protocol.CloseHandle, _: Passed | None) -> protocol.Result:
+        self.end()
+        return protocol.Done(id=request.id)
 
     def _add_socket(self, request: protocol.AddSocket, passed: Passed | None) -> protocol.Result:
         if passed is None:
@@ -75,6 +93,7 @@ class Session:
             flow=request.flow,
             destination=_destination(request),
             adaptive=request.adaptive,
+            written=request.address,
         )
         return protocol.Added(id=request.id, flow=flow)
 
@@ -164,13 +183,15 @@ class Session:
         report.more = len(datapath["devices"]) < len(rest)
         return report
 
-    def _fundamentals(self, request: protocol.QueryFundamentals, _: Passed | None) -> protocol.Result:
-        self._service.fundamentals(self._handle, request.flow, request.fresh)
-        return protocol.Fundamentals(id=request.id)
+    def _fundamentals(self, request: protocol.QueryFundamentals, _: Passed | None) -> protocol.Result | None:
+        found = self._service.fundamentals(self._handle, request.flow, request.fresh, request=request.id)
+        return None if found is None else _fundamentals(request.id, found)
 
-    def _notify(self, request: protocol.Notify, _: Passed | None) -> protocol.Result:
-        self._service.notify(self._handle, request.flow, request.condition, request.bandwidth)
-        return protocol.Done(id=request.id)
+    def _notify(self, request: protocol.Notify, _: Passed | None) -> protocol.Result | None:
+        holds = self._service.notify(
+            self._handle, request.flow, request.condition, request.bandwidth, request=request.id
+        )
+        return protocol.Done(id=request.id) if holds else None
 
     def _cancel(self, request: protocol.Cancel, _: Passed | None) -> protocol.Result:
         self._service.cancel(self._handle, request.request)
@@ -185,8 +206,10 @@ class Session:
         return protocol.Done(id=request.id)
 
 
-_ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Result]] = {
+_WITH_SOCKET = {protocol.AddSocket, protocol.RemoveSocket}
+_ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Result | None]] = {
     protocol.OpenHandle: Session._open_handle,
+    protocol.CloseHandle: Session._close_handle,
     protocol.AddSocket: Session._add_socket,
     protocol.RemoveSocket: Session._remove_socket,
     protocol.SetTrafficType: Session._set_traffic_type,
@@ -205,6 +228,21 @@ _ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Resul
     protocol.ListFlows: Session._list_flows,
     protocol.Status: Session._status,
 }
+
+
+def reply_of(completion: Completion) -> protocol.Result | protocol.Failure:
+    """What a client is told of a request that waited."""
+    if completion.error is not None:
+        return protocol.failure(completion.request, completion.error)
+    if completion.result is not None:
+        return _fundamentals(completion.request, completion.result)
+    return protocol.Done(id=completion.request)
+
+
+def _fundamentals(request: int, found: FlowFundamentals) -> protocol.Fundamentals:
+    return protocol.Fundamentals(
+        id=request, bottleneck=found.bottleneck, available=found.available, rtt_us=found.rtt_us
+    )
 
 
 def _destination(request: protocol.AddSocket) -> Destination | None:

@@ -11,6 +11,7 @@ import os
 import queue
 import socket
 import struct
+import sys
 import threading
 from functools import lru_cache
 
@@ -23,7 +24,9 @@ _SO_PEERGROUPS = 59
 _SO_NETNS_COOKIE = 71
 
 _UCRED = struct.Struct("iII")  #: struct ucred of unix(7): pid, uid, gid
-_COOKIE = struct.Struct("=Q")
+# Plain numbers: those of the socket module are slow members of enumerations.
+_SOCKET, _IPV6 = int(socket.SOL_SOCKET), int(socket.IPPROTO_IPV6)
+_INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _ON_AND_SECONDS = struct.Struct("ii")  #: struct linger
 
 #: What getsockopt() of Python returns at most, in gids of 4 bytes.
@@ -55,28 +58,30 @@ def socket_facts(fd: int) -> SocketFacts:
 def _facts(passed: socket.SocketType) -> SocketFacts:
     family = passed.family
     transport = _TRANSPORTS.get((passed.type, passed.proto))
-    if transport is None or (family != socket.AF_INET and family != socket.AF_INET6):
+    if transport is None or (family != _INET and family != _INET6):
         raise InvalidRequest(f"{_described(passed)} cannot be in a flow", "TCP and UDP over IPv4 or IPv6 can")
     option = passed.getsockopt
-    listening = transport is Transport.TCP and option(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+    listening = transport is Transport.TCP and option(_SOCKET, socket.SO_ACCEPTCONN) != 0
     peer: Destination | None = None
     if not listening:
-        # Not connected is the usual case for UDP and no error.
-        with contextlib.suppress(OSError):
+        try:
             name = passed.getpeername()
+        except OSError:
+            pass  # not connected: the usual case for UDP and no error
+        else:
             peer = parse_destination(name[0], name[1])
     try:
-        netns_cookie = _COOKIE.unpack(option(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
+        netns_cookie = int.from_bytes(option(_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
         netns_cookie = 0  # before Linux 5.14
     return SocketFacts(
-        cookie=_COOKIE.unpack(option(socket.SOL_SOCKET, _SO_COOKIE, 8))[0],
-        transport=transport,
-        family=family,
-        v6only=family == socket.AF_INET6 and option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) != 0,
-        listening=listening,
-        peer=peer,
-        netns_cookie=netns_cookie,
+        int.from_bytes(option(_SOCKET, _SO_COOKIE, 8), sys.byteorder),
+        transport,
+        family,
+        family == _INET6 and option(_IPV6, socket.IPV6_V6ONLY) != 0,
+        listening,
+        peer,
+        netns_cookie,
     )
 
 
@@ -102,12 +107,18 @@ def peer_of(connected: socket.socket, privileged_gid: int | None, stranger: int)
     # Raises OSError (ERANGE) for somebody with more groups than fit: he is refused and not wrongly judged.
     packed = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * 4)
     gids = frozenset((gid, *struct.unpack(f"{len(packed) // 4}I", packed)))
+    try:
+        # The accepted socket is in the namespace of the one that connected (unix_stream_connect() makes it there).
+        netns_cookie = int.from_bytes(connected.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        netns_cookie = 0  # before Linux 5.14
     return Peer(
         pid=pid or stranger,
         uid=uid,
         gids=gids,
         privileged=uid == 0 or privileged_gid in gids,
         program=_program(pid) if pid else "",
+        netns_cookie=netns_cookie,
     )
 
 

@@ -3,18 +3,21 @@
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
 
+from qos2.core.notifications import Completion
+from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.fake import FakeDatapath
-from qos2.model import Destination, FlowId, Peer, SocketFacts, TrafficType, Transport
+from qos2.model import Destination, FlowFundamentals, FlowId, Peer, SocketFacts, TrafficType, Transport
+from qos2.paths.fake import FakeConditions, FakePaths
 
 HERE = 4026531840  #: netns cookie
 ELSEWHERE = 5
 FD = 3  #: the fake never looks at it
 
-ALICE = Peer(pid=100, uid=1000, program="voip")
-ALICE_TOO = Peer(pid=101, uid=1000, program="backup")
-BOB = Peer(pid=200, uid=1001, program="game")
-ROOT = Peer(pid=1, uid=0, privileged=True, program="qos2")
+ALICE = Peer(pid=100, uid=1000, program="voip", netns_cookie=HERE)
+ALICE_TOO = Peer(pid=101, uid=1000, program="backup", netns_cookie=HERE)
+BOB = Peer(pid=200, uid=1001, program="game", netns_cookie=HERE)
+ROOT = Peer(pid=1, uid=0, privileged=True, program="qos2", netns_cookie=HERE)
 
 
 def at(address: str, port: int = 5004) -> Destination:
@@ -54,13 +57,41 @@ def udp6(cookie: int, *, v6only: bool = False) -> SocketFacts:
 
 
 class Stage:
-    """A service with one open handle of ALICE; `now_s` is what its clock shows."""
+    """A service with one open handle of ALICE; `now_s` is what its clock shows.
 
-    def __init__(self, fake: FakeDatapath | None = None, limits: Limits | None = None) -> None:
+    Every host is on-link and unmeasured, no condition is known, until a test says more to `paths` and `conditions`.
+    """
+
+    def __init__(
+        self, fake: FakeDatapath | None = None, limits: Limits | None = None, rules: Rules | None = None
+    ) -> None:
         self.now_s = 1000.0
         self.fake = fake if fake is not None else FakeDatapath()
-        self.service = Service(self.fake, lambda: self.now_s, limits if limits is not None else Limits(), "1.2.3")
+        self.paths = FakePaths()
+        self.conditions = FakeConditions()
+        self.service = Service(
+            self.fake,
+            lambda: self.now_s,
+            limits if limits is not None else Limits(),
+            "1.2.3",
+            paths=self.paths,
+            conditions=self.conditions,
+            rules=rules if rules is not None else Rules(),
+        )
         self.handle = self.service.open_handle(ALICE)
+
+    def set_condition(self, flow: int, *, congested: bool | None, free: int = 0) -> list[Completion]:
+        """The condition of a flow from now on; what that completes."""
+        self.conditions.set(flow, congested=congested, free=free)
+        self.service.follow()
+        return self.service.take_completed()
+
+    def measure(self, address: str, estimate: FlowFundamentals | None) -> list[Completion]:
+        """The measurements under way of a host end with this; what that completes."""
+        self.paths.set_estimate(address, estimate)
+        self.paths.finish_refresh(address)
+        self.service.follow()
+        return self.service.take_completed()
 
     def add(
         self,

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import qos2
+from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.fake import FakeDatapath
-from qos2.model import TrafficType
+from qos2.errors import QosError
+from qos2.model import FlowFundamentals, TrafficType
+from qos2.paths.fake import FakeConditions, FakePaths
 from qos2.server import Server
 
 T = TypeVar("T")
@@ -34,13 +37,35 @@ LINGER_ON = struct.pack("ii", 1, 60)
 
 
 class Stage:
-    """A daemon at `path`. `observed` are its observations, `clock_s` its time, which the test turns."""
+    """A daemon at `path`. `observed` are its observations, `clock_s` its time, which the test turns.
 
-    def __init__(self, path: str, *, limits: Limits | None = None, max_flows: int = 1024, **options: Any) -> None:
+    Every host is on-link and unmeasured, no condition is known, until the test says more: by the methods
+    below, which may be called from any thread and return when the server has sent what follows from it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        limits: Limits | None = None,
+        rules: Rules | None = None,
+        max_flows: int = 1024,
+        **options: Any,
+    ) -> None:
         self.path = path
         self.clock_s = 0.0
         self.datapath = FakeDatapath(max_flows)
-        self.service = Service(self.datapath, lambda: self.clock_s, limits or Limits(), "stage")
+        self.paths = FakePaths()
+        self.conditions = FakeConditions()
+        self.service = Service(
+            self.datapath,
+            lambda: self.clock_s,
+            limits or Limits(),
+            "stage",
+            paths=self.paths,
+            conditions=self.conditions,
+            rules=rules or Rules(),
+        )
         self.observed: list[tuple[str, str, float]] = []
         self.server = Server(self.service, path, observe=self._observe, logger=logging.getLogger("stage"), **options)
         self._going = threading.Event()
@@ -60,6 +85,47 @@ class Stage:
             return function()
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result()
+
+    def set_condition(self, flow: int, *, congested: bool | None, free: int = 0) -> None:
+        """From now on the flow is congested or not (None: unknown), and `free` bits/s more could be had."""
+        self._steer(lambda: self.conditions.set(flow, congested=congested, free=free))
+
+    def set_estimate(self, address: str, estimate: FlowFundamentals | None) -> None:
+        """What is known of the way to a host from now on."""
+        self._steer(lambda: self.paths.set_estimate(address, estimate))
+
+    def measure(self, address: str, estimate: FlowFundamentals | None) -> None:
+        """The measurements under way of a host (fresh queries) end with this."""
+
+        def finish() -> None:
+            self.paths.set_estimate(address, estimate)
+            self.paths.finish_refresh(address)
+
+        self._steer(finish)
+
+    def set_admission(self, address: str, refusal: QosError | None) -> None:
+        """Higher rates of adaptive flows to a host are refused with this, or (None) admitted."""
+        self._steer(lambda: self.paths.set_admission(address, refusal))
+
+    def set_off_link(self, address: str, off_link: bool = True) -> None:
+        """Nothing can be learnt about a host."""
+        self._steer(lambda: self.paths.set_off_link(address, off_link))
+
+    def set_unreachable(self, address: str, unreachable: bool = True) -> None:
+        """There is no route to a host."""
+        self._steer(lambda: self.paths.set_unreachable(address, unreachable))
+
+    def tick(self) -> None:
+        """What the daemon does once a second, at `clock_s`."""
+        self._steer(self.service.tick)
+
+    def _steer(self, change: Callable[[], None]) -> None:
+        def steered() -> None:
+            change()
+            self.service.follow()
+            self.server.deliver()
+
+        self.call(steered)
 
     def settle(self) -> None:
         """Return when the server has dealt with everything that the kernel had for it before this call."""

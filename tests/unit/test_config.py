@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qos2.config import Config, load
+from qos2.core.rules import Deniable, Limits
 from qos2.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "qos2d.toml"
@@ -36,6 +37,26 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert config.pin_path == Path("/sys/fs/bpf/qos2")
     assert config.preset_tos is True
     assert config.tcp_tso_rtt_log is None
+    assert (config.strict, config.deny) == (False, ())
+    assert (config.pending_per_handle, config.tracked_per_uid) == (1_024, 1_024)
+
+
+def test_limits_without_a_file_are_those_of_the_core() -> None:
+    config, limits = Config(), Limits()
+    shared = {key.name for key in fields(Config)} & {key.name for key in fields(Limits)}
+    assert shared == {key.name for key in fields(Limits)} - {"flows_per_privileged_uid"}
+    assert {key: getattr(config, key) for key in shared} == {key: getattr(limits, key) for key in shared}
+
+
+def test_what_is_denied_is_named_by_its_word(tmp_path: Path) -> None:
+    path = written(tmp_path, 'strict = true\ndeny = ["dscp", "estimates"]\n')
+    assert load(path) == Config(strict=True, deny=(Deniable.DSCP, Deniable.ESTIMATES))
+    assert load(None, {"deny": list(Deniable)}).deny == tuple(Deniable)
+
+
+def test_the_shipped_file_explains_every_word_of_deny() -> None:
+    text = SHIPPED.read_text()
+    assert [word.value for word in Deniable if f'"{word.value}"' not in text] == []
 
 
 def test_values_of_a_file_replace_defaults_and_overrides_replace_both(tmp_path: Path) -> None:
@@ -108,6 +129,11 @@ def test_an_unknown_key_near_no_other_lists_all_keys() -> None:
         ("orphan_grace_s", -1, "orphan_grace_s: expected `float` >= 0.0"),
         ("preset_tos", 1, "preset_tos: expected `bool`, got `int`"),
         ("tcp_tso_rtt_log", 256, "tcp_tso_rtt_log: expected `int` <= 255"),
+        ("strict", "yes", "strict: expected `bool`, got `str`"),
+        ("deny", "dscp", "deny: expected `array`, got `str`"),
+        ("deny", ["dscp", "everything"], "deny[1]: invalid enum value 'everything'"),
+        ("deny", ["dscp", "dscp"], "deny: a word is named twice"),
+        ("pending_per_handle", 0, "pending_per_handle: expected `int` >= 1"),
         ("log_level", "loud", "log_level: 'loud' is none of debug, info, warning, error"),
     ],
 )

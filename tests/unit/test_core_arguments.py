@@ -1,5 +1,7 @@
 """Numbers of callers: taken, or refused with what would be right."""
 
+from ipaddress import ip_address
+
 import pytest
 
 from qos2.core.arguments import SMALL_BANDWIDTH, client_address, code_point, contract, known
@@ -63,7 +65,8 @@ def test_a_tos_byte_is_no_dscp(dscp: int) -> None:
 
 
 def test_a_tracked_client_is_one_literal_address() -> None:
-    assert str(client_address("2001:db8::7").address) == "2001:db8::7"
+    assert client_address("2001:db8::7") == ip_address("2001:db8::7")
+    assert client_address("::ffff:192.0.2.7") == ip_address("192.0.2.7")
 
 
 @pytest.mark.parametrize("address", ["", "example.org", "0.0.0.0", "::"])

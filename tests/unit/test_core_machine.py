@@ -2,6 +2,8 @@
 
 The model says which member belongs to which flow by the shortest rules that could be written. After
 each step table and datapath must agree with it, and every slot must be free or accounted for.
+
+Flows are not adaptive here; test_core_machine_paths.py goes on with those.
 """
 
 from collections.abc import Iterator
@@ -39,6 +41,8 @@ def refusable(fake: FakeDatapath, refused: str) -> Iterator[None]:
 class ServiceMachine(RuleBasedStateMachine):
     """`members` and `owners` are the model; `ended` remembers every id that must never live again."""
 
+    KEPT_HANDLES = 0  #: below that number none is closed
+
     handles = Bundle("handles")
 
     def __init__(self) -> None:
@@ -52,6 +56,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.owners: dict[FlowId, int] = {}
         self.kinds: dict[FlowId, TrafficType] = {}
         self.programs: set[FlowId] = set()
+        self.adaptive: set[FlowId] = set()
         self.members: dict[tuple[int, Destination], FlowId] = {}
         self.ids: set[FlowId] = {self.orphan}
         self.sent: dict[FlowId, int] = {}
@@ -68,6 +73,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def gone(self, flow: FlowId) -> None:
         del self.owners[flow], self.kinds[flow]
         self.programs.discard(flow)
+        self.adaptive.discard(flow)
         self.members = {member: each for member, each in self.members.items() if each != flow}
 
     def pick(self, number: int) -> FlowId:
@@ -82,12 +88,26 @@ class ServiceMachine(RuleBasedStateMachine):
         self.peers[handle] = peer
         return handle
 
+    def closed(self, handle: int) -> None:
+        """For the machine that goes on with this one."""
+
+    @precondition(lambda self: len(self.peers) >= self.KEPT_HANDLES)
     @rule(handle=consumes(handles))
     def close_handle(self, handle: int) -> None:
         self.service.close_handle(handle)
+        self.closed(handle)
         del self.peers[handle]
         for flow in [each for each, owner in self.owners.items() if owner == handle]:
             self.gone(flow)
+
+    def ticked(self) -> None:
+        """Likewise."""
+
+    def rating(self, flow: FlowId, bandwidth: int) -> None:
+        """Likewise, whatever comes of it."""
+
+    def rated(self, flow: FlowId, bandwidth: int) -> None:
+        """Likewise."""
 
     @rule(operation=st.sampled_from(REFUSABLE), times=st.integers(1, 3))
     def refuse(self, operation: str, times: int) -> None:
@@ -107,6 +127,8 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 99), facts=sockets, where=destinations, no=refusals)
     def join(self, number: int, facts: SocketFacts, where: Destination, no: str) -> None:
         flow = self.pick(number)
+        if flow in self.adaptive:
+            return
         given = None if facts.peer else where
         with refusable(self.fake, no):
             self.service.add_socket(
@@ -165,15 +187,19 @@ class ServiceMachine(RuleBasedStateMachine):
     )
     def set_rate(self, number: int, bandwidth: int, shaping: int, no: str) -> None:
         flow = self.pick(number)
+        self.rating(flow, bandwidth)
         with refusable(self.fake, no):
             self.service.set_rate(self.handle_of(flow), flow, bandwidth, shaping, 0)
             assert self.fake.policies[flow].bandwidth == bandwidth
+            self.rated(flow, bandwidth)
 
     @precondition(lambda self: any(self.peers[handle].privileged for handle in self.owners.values()))
     @rule(number=st.integers(0, 99), dscp=st.integers(0, 63), no=refusals)
     def set_dscp(self, number: int, dscp: int, no: str) -> None:
         mine = sorted(flow for flow, handle in self.owners.items() if self.peers[handle].privileged)
         flow = mine[number % len(mine)]
+        if flow in self.adaptive:
+            return
         with refusable(self.fake, no):
             self.service.set_dscp(self.handle_of(flow), flow, dscp)
             assert self.fake.policies[flow].dscp == Dscp(dscp)
@@ -189,7 +215,8 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 3.0]))
     def tick(self, seconds: float) -> None:
         self.stage.now_s += seconds
-        self.service.end_orphans()
+        self.service.tick()
+        self.ticked()
 
     @invariant()
     def bindings_equal_the_table(self) -> None:
@@ -244,8 +271,8 @@ class ServiceMachine(RuleBasedStateMachine):
         for handle in self.peers:
             self.service.close_handle(handle)
         self.stage.now_s += 60
-        self.service.end_orphans()
-        self.service.end_orphans()
+        self.service.tick()
+        self.service.tick()
         assert (self.fake.policies, self.fake.occupied_slots(), self.fake.programs) == ({}, {}, {})
         left = {where for flows in self.fake.bindings.values() for where in flows}
         assert left <= {ANY_DESTINATION}

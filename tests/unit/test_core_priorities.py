@@ -1,7 +1,5 @@
 """Marks and contracts of a flow, from what its owner asked for."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,8 +69,23 @@ def test_rate_0_takes_contract_and_marks_away() -> None:
     assert treatment.priority == PacketPriority(Dscp(0), Dscp(0))
 
 
-def test_rate_0_leaves_an_override_in_force() -> None:
-    assert voice().with_override(Dscp(46)).with_rate(None).dscp == 46
+def test_rate_0_takes_the_mark_of_an_override_away_too() -> None:
+    treatment = voice().with_override(Dscp(46)).with_rate(None)
+    assert treatment.policy(FLOW, HERE) == FlowPolicy(FLOW, None, netns_cookies=HERE)
+    assert treatment.priority == PacketPriority(Dscp(0), Dscp(0))
+
+
+def test_after_rate_0_an_override_is_back_with_the_next_rate_or_override_and_gone_with_a_type() -> None:
+    silent = voice().with_override(Dscp(46)).with_rate(None)
+    assert silent.with_rate(SHAPE_AND_MARK).dscp == 46
+    assert silent.with_override(Dscp(34)).dscp == 34
+    assert silent.with_traffic_type(TrafficType.BACKGROUND).dscp == 8
+    assert voice().with_rate(None).with_override(Dscp(0)).dscp == 0
+
+
+@pytest.mark.parametrize(("rate", "bandwidth"), [(None, 0), (SHAPE_AND_MARK, 2_000_000)])
+def test_the_bandwidth_is_that_of_the_contract(rate: FlowRate | None, bandwidth: int) -> None:
+    assert voice().with_rate(rate).bandwidth == bandwidth
 
 
 def test_a_rate_after_rate_0_marks_again() -> None:
@@ -115,4 +128,4 @@ def test_whatever_the_steps_policy_and_priority_agree(adaptive: bool, taken: lis
     assert treatment.priority == PacketPriority(Dscp(policy.dscp or 0), policy.non_conformant_dscp)
     assert (policy.bandwidth == 0) == (policy.action is Action.NONE) == (treatment.rate is None)
     # A step back and forth changes nothing else: the policy is a function of the treatment alone.
-    assert treatment.policy(FLOW, frozenset()) == replace(policy, netns_cookies=frozenset())
+    assert treatment.policy(FLOW, frozenset()) == policy._replace(netns_cookies=frozenset())

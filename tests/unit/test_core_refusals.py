@@ -35,9 +35,9 @@ def test_a_flow_that_can_neither_be_bound_nor_ended_ends_with_a_later_tick() -> 
     with pytest.raises(DatapathError, match="bind refused"):
         stage.add(udp(1), PEER)
     assert (stage.service.orphans, stage.service.refusals) == (1, 1)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.service.orphans, stage.service.refusals) == (1, 2)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.service.orphans, stage.service.refusals) == (0, 2)
     assert stage.fake.occupied_slots() == {}
     assert stage.service.accounts.ended == dict.fromkeys(TrafficType, 0)
@@ -121,7 +121,7 @@ def test_the_last_socket_may_be_cleared_later_since_its_flow_has_ended() -> None
     assert stage.fake.policies == {}
     assert stage.fake.bindings == {1: {PEER: flow, ANY_DESTINATION: flow}}
     assert stage.service.refusals == 2
-    stage.service.end_orphans()
+    stage.service.tick()
     assert stage.fake.bindings == {1: {ANY_DESTINATION: flow}}
     assert stage.bound() == {}
 
@@ -131,9 +131,9 @@ def test_destinations_that_were_not_forgotten_are_forgotten_later() -> None:
     flow = stage.add(udp(1), PEER)
     stage.fake.refuse("unbind", times=2)
     stage.remove(flow)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert stage.fake.bindings == {1: {PEER: flow}}
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.fake.bindings, stage.service.refusals) == ({}, 2)
 
 
@@ -142,7 +142,7 @@ def test_a_destination_taken_again_meanwhile_is_not_forgotten() -> None:
     stage.fake.refuse("unbind")
     stage.remove(stage.add(udp(1), PEER))
     again = stage.add(udp(1), PEER)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert stage.fake.bindings == {1: {PEER: again}}
 
 
@@ -158,7 +158,7 @@ def test_a_handle_closes_whatever_the_datapath_says() -> None:
     assert stage.service.accounts.live == none | {TrafficType.VOICE: 2}
     # The edge goes on summing the two flows that still count.
     assert sum(kind == TrafficType.VOICE for kind in stage.service.type_of_slot) == 2
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.service.orphans, stage.fake.policies) == (0, {})
     assert stage.service.totals([FlowStats()] * 6)[TrafficType.VOICE] == FlowStats(packets=15)
     assert stage.service.accounts.live == none
@@ -177,7 +177,7 @@ def test_flows_whose_end_was_refused_are_nobodys() -> None:
     assert stage.service.list_flows(second, 0, 10) == []
     # Its socket may join a flow at once, and the late end does not touch that.
     again = stage.add(tcp(1, peer=PEER), handle=second)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert stage.bound() == {1: {ANY_DESTINATION: again}}
 
 
@@ -185,9 +185,9 @@ def test_orphans_that_could_not_be_ended_are_tried_again() -> None:
     stage = Stage(FakeDatapath(2, occupied={1: flow_id(1, 3), 2: flow_id(2, 3)}))
     stage.now_s += 10
     stage.fake.refuse("end")
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.service.orphans, stage.service.refusals) == (1, 1)
-    stage.service.end_orphans()
+    stage.service.tick()
     assert (stage.service.orphans, stage.fake.occupied_slots()) == (0, {})
 
 
@@ -206,7 +206,7 @@ def test_a_program_that_could_not_be_released_is_released_later() -> None:
     stage.fake.refuse("release_program")
     stage.remove(flow)
     assert (stage.fake.policies, list(stage.fake.programs)) == ({}, [flow])
-    stage.service.end_orphans()
+    stage.service.tick()
     assert stage.fake.programs == {}
 
 

@@ -7,7 +7,7 @@ import pytest
 from qos2.core.service import Limits, Service
 from qos2.core.views import FlowView, ServiceStatus
 from qos2.datapath.fake import FakeDatapath
-from qos2.errors import InvalidHandle, InvalidRequest, LimitExceeded, NoSuchFlow, NotPermitted, NotSupported
+from qos2.errors import InvalidHandle, InvalidRequest, LimitExceeded, NoSuchFlow, NotPermitted
 from qos2.model import (
     Bandwidth,
     Destination,
@@ -22,7 +22,6 @@ from qos2.model import (
 )
 from unit.core_stage import ALICE, ALICE_TOO, BOB, ELSEWHERE, FD, OTHER_PEER, PEER, ROOT, Stage, at, tcp, udp
 
-NOT_SUPPORTED_YET = "not supported yet"
 Call = Callable[[Service, int, int], object]
 
 CHANGES: dict[str, Call] = {
@@ -165,38 +164,6 @@ class TestOwnership:
         assert stage.service.enumerate(stage.service.open_handle(ROOT)) == []
 
 
-class TestLater:
-    def test_path_questions_are_answered_not_supported_yet_after_the_usual_checks(self) -> None:
-        stage = Stage()
-        service, handle = stage.service, stage.handle
-        flow = stage.add(udp(1), PEER, adaptive=True)
-        asked: tuple[Callable[[], object], ...] = (
-            lambda: service.fundamentals(handle, flow, fresh=True),
-            lambda: service.notify(handle, flow, 0),
-            lambda: service.notify(handle, flow, 2, 5_000_000),
-            lambda: service.cancel(handle, 4),
-            lambda: service.start_tracking(handle, "192.0.2.7"),
-            lambda: service.stop_tracking(handle, "2001:db8::7"),
-        )
-        for call in asked:
-            with pytest.raises(NotSupported, match=NOT_SUPPORTED_YET) as refused:
-                call()
-            assert refused.value.hint
-
-    @pytest.mark.parametrize(("condition", "bandwidth"), [(3, 0), (-1, 0), (2, 0), (2, -5)])
-    def test_an_unknown_condition_is_refused_first(self, condition: int, bandwidth: int) -> None:
-        stage = Stage()
-        with pytest.raises(InvalidRequest):
-            stage.service.notify(stage.handle, 12345, condition, bandwidth)
-
-    def test_what_is_no_address_is_no_client(self) -> None:
-        stage = Stage()
-        with pytest.raises(InvalidRequest):
-            stage.service.start_tracking(stage.handle, "example.org")
-        with pytest.raises(InvalidRequest):
-            stage.service.stop_tracking(stage.handle, "")
-
-
 class TestViews:
     def test_details_tell_everything_about_a_flow(self) -> None:
         stage = Stage()
@@ -325,7 +292,7 @@ class TestLimits:
         assert stage.bound() == {1: {PEER: flow, OTHER_PEER: flow}}
 
     def test_the_defaults_are_those_of_the_documentation(self) -> None:
-        assert Limits() == Limits(16_384, 65_536, 1_024, 4_096, 10.0)
+        assert Limits() == Limits(16_384, 65_536, 1_024, 4_096, 10.0, 1_024, 1_024)
 
 
 class TestPrograms:
@@ -360,10 +327,10 @@ class TestOrphans:
         stage = Stage(fake, Limits(orphan_grace_s=10.0))
         assert stage.service.orphans == 2
         stage.now_s += 9.99
-        stage.service.end_orphans()
+        stage.service.tick()
         assert fake.occupied_slots() == orphans
         stage.now_s += 0.01
-        stage.service.end_orphans()
+        stage.service.tick()
         assert (fake.occupied_slots(), stage.service.orphans) == ({}, 0)
 
     def test_their_slots_are_not_given_out_before_and_get_the_next_generation_then(self) -> None:
@@ -373,7 +340,7 @@ class TestOrphans:
         with pytest.raises(LimitExceeded):
             stage.add(udp(2), PEER)
         stage.now_s += 60
-        stage.service.end_orphans()
+        stage.service.tick()
         assert stage.add(udp(2), PEER) == flow_id(1, 8)
 
     def test_nobody_owns_them(self) -> None:

@@ -149,8 +149,20 @@ class TestDscp:
         stage.service.set_dscp(root, flow, 46)
         assert stage.dscp(flow) == 46
         assert stage.service.priority(root, flow) == PacketPriority(Dscp(46), Dscp(0))
+
+    def test_rate_0_silences_an_override_until_something_is_set_again(self) -> None:
+        stage = Stage()
+        root = stage.service.open_handle(ROOT)
+        flow = stage.add(udp(1), PEER, handle=root)
+        stage.service.set_dscp(root, flow, 46)
         stage.service.set_rate(root, flow, 0, 1, 0)
-        assert stage.dscp(flow) == 46
+        assert stage.dscp(flow) is None
+        assert stage.service.priority(root, flow) == PacketPriority(Dscp(0), Dscp(0))
+        view = stage.service.details(root, flow)
+        assert (view.dscp, view.dscp_override) == (None, False)
+        stage.service.set_rate(root, flow, 64_000, 1, 0)
+        view = stage.service.details(root, flow)
+        assert (view.dscp, view.dscp_override) == (46, True)
 
     def test_an_adaptive_flow_takes_none(self) -> None:
         stage = Stage()

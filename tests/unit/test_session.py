@@ -53,20 +53,6 @@ def test_a_flow_lives_from_add_to_remove(stage: Stage, client: RawClient) -> Non
         assert refusal(client.ask(op="remove_socket", flow=flow)) == ("no_such_flow", 1168)
 
 
-@pytest.mark.parametrize("operation", ["fundamentals", "notify", "cancel", "start_tracking", "stop_tracking"])
-def test_calls_of_later_versions_are_refused_as_not_supported(client: RawClient, operation: str) -> None:
-    with udp(PEER) as sock:
-        flow = add(client, sock)["flow"]
-        fields: dict[str, dict[str, Any]] = {
-            "fundamentals": {"flow": flow},
-            "notify": {"flow": flow, "condition": 0},
-            "cancel": {"request": 1},
-        }
-        reply = client.ask(op=operation, **fields.get(operation, {"address": "192.0.2.7"}))
-    assert refusal(reply) == ("not_supported", 50)
-    assert "not supported yet" in reply["message"]
-
-
 def test_a_handle_is_opened_once_and_before_anything_else(stage: Stage) -> None:
     with stage.connection(opened=False) as client:
         assert refusal(client.ask(op="status")) == ("protocol_error", 87)

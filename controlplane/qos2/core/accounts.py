@@ -35,6 +35,8 @@ class _Sum:
         self.dropped_bytes: dict[str, int] = {}
 
     def add(self, stats: FlowStats, sign: int = 1) -> None:
+        if not (stats.packets or stats.delayed_packets or any(stats.dropped_packets.values())):
+            return
         self.packets += sign * stats.packets
         self.bytes += sign * stats.bytes
         self.non_conformant_packets += sign * stats.non_conformant_packets

@@ -5,11 +5,11 @@ those of QOSAddSocketToFlow, made wider where its dual-stack cases are known to 
 mapped or not, serves on every socket that can send IPv4.
 """
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_INET
 
 from qos2.errors import InvalidRequest
-from qos2.model import ANY_DESTINATION, Destination, SocketFacts, Transport
+from qos2.model import ANY_DESTINATION, Destination, RemoteHost, SocketFacts, Transport
 
 
 def bound_destination(facts: SocketFacts, destination: Destination | None, *, adaptive: bool) -> Destination:
@@ -40,6 +40,28 @@ def bound_destination(facts: SocketFacts, destination: Destination | None, *, ad
     if adaptive and (destination.address is None or destination.port == 0):
         raise InvalidRequest(f"an adaptive flow has one path, {destination} has many", "give address and port")
     return destination
+
+
+def check_as_written(facts: SocketFacts, address: str) -> None:
+    """The rule of Windows, where the administrator wants it: an address is of the socket's own family, and not mapped.
+
+    `address` is the text that the client sent, which has been parsed before. Raises InvalidRequest.
+    """
+    ip = ip_address(address.partition("%")[0])
+    mapped = isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None
+    if mapped or isinstance(ip, IPv4Address) is not (facts.family == AF_INET):
+        raise InvalidRequest(
+            f"{address} is not of the socket's own address family",
+            "connect() and leave it out; or `strict = false` in the daemon's configuration",
+        )
+
+
+def remote_host(facts: SocketFacts, destination: Destination | None) -> RemoteHost:
+    """The other end of an adaptive flow's path, `destination` being one that bound_destination has agreed to."""
+    one = facts.peer or destination
+    assert one is not None
+    assert one.address is not None
+    return RemoteHost(one.address, facts.netns_cookie)
 
 
 def _check_family(facts: SocketFacts, destination: Destination) -> None:

@@ -12,13 +12,24 @@ from qos2.core.flows import NO_TYPE
 from qos2.core.ports import Datapath
 from qos2.core.slots import SlotPool
 from qos2.errors import DatapathError
-from qos2.model import ANY_DESTINATION, Destination, FlowId, SocketFacts, TrafficType, slot_of
+from qos2.model import Destination, FlowId, SocketFacts, TrafficType, slot_of
 
 
 class Endings:
     """What is to be taken out of the datapath. `refusals` counts what it refused without a caller to tell."""
 
-    __slots__ = ("_accounts", "_datapath", "_destinations", "_flows", "_pool", "_programs", "_types", "refusals")
+    __slots__ = (
+        "_accounts",
+        "_datapath",
+        "_destinations",
+        "_flows",
+        "_grace_until_s",
+        "_pool",
+        "_programs",
+        "_taken_over",
+        "_types",
+        "refusals",
+    )
 
     def __init__(self, datapath: Datapath, pool: SlotPool, accounts: Accounts, type_of_slot: bytearray) -> None:
         self._datapath = datapath
@@ -28,17 +39,18 @@ class Endings:
         self._flows: dict[FlowId, None] = {}
         self._programs: dict[FlowId, None] = {}
         self._destinations: dict[int, set[Destination]] = {}
+        self._taken_over: tuple[FlowId, ...] = ()
+        self._grace_until_s = 0.0
         self.refusals = 0
+
+    def take_over(self, orphans: Iterable[FlowId], grace_until_s: float) -> None:
+        """Flows of an earlier daemon stay in force until then."""
+        self._taken_over, self._grace_until_s = tuple(orphans), grace_until_s
 
     @property
     def unended(self) -> int:
         """Flows without an owner that the datapath still serves."""
-        return len(self._flows)
-
-    @property
-    def owed(self) -> int:
-        """Everything that the next `settle` will try."""
-        return len(self._flows) + len(self._programs) + len(self._destinations)
+        return len(self._taken_over) + len(self._flows)
 
     def end(self, flow: FlowId) -> None:
         """End a flow, account for what it sent and free its slot. Raises DatapathError: nothing has changed."""
@@ -76,7 +88,7 @@ class Endings:
         The one that stands for the whole socket is no entry there: it lies with the socket itself, where
         the id of an ended flow does nothing.
         """
-        listed = tuple(each for each in destinations if each != ANY_DESTINATION)
+        listed = tuple([each for each in destinations if not each.is_any])
         if not listed:
             return
         try:
@@ -102,8 +114,8 @@ class Endings:
         if self._destinations:
             self._destinations.pop(cookie, None)
 
-    def settle(self) -> None:
-        """Try again what was refused."""
+    def settle(self, now_s: float) -> None:
+        """Try again what was refused, and end the orphans whose time is over."""
         flows, self._flows = self._flows, {}
         for flow in flows:
             self.end_anyhow(flow)
@@ -113,3 +125,7 @@ class Endings:
         sockets, self._destinations = self._destinations, {}
         for cookie, destinations in sockets.items():
             self.forget(cookie, destinations)
+        if now_s >= self._grace_until_s:
+            orphans, self._taken_over = self._taken_over, ()
+            for flow in orphans:
+                self.end_anyhow(flow)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qos2.core.priorities import Treatment
-from qos2.model import Destination, FlowId, FlowPolicy, Peer, SocketFacts, Transport, slot_of
+from qos2.model import Destination, FlowId, FlowPolicy, Peer, RemoteHost, SocketFacts, Transport, slot_of
 
 #: In `type_of_slot`: no flow.
 NO_TYPE = 255
@@ -69,6 +69,7 @@ class Flow:
     whole_program: bool = False
     members: dict[int, tuple[Destination, ...]] = field(default_factory=dict)  #: by cookie, in order of joining
     member_count: int = 0
+    host: RemoteHost | None = None  #: of an adaptive flow: the other end of its one path, whatever its socket does
 
 
 class FlowTable:

@@ -1,9 +1,21 @@
-"""What the core needs of the outside: the datapath and a clock. Edges implement them, fakes test them."""
+"""What the core needs of the outside: datapath, paths, conditions, a clock. Edges implement them, fakes test them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from qos2.model import DatapathStatus, Destination, FlowId, FlowPolicy, FlowStats, Peer, SocketFacts
+from qos2.model import (
+    Bandwidth,
+    Condition,
+    DatapathStatus,
+    Destination,
+    FlowFundamentals,
+    FlowId,
+    FlowPolicy,
+    FlowStats,
+    Peer,
+    RemoteHost,
+    SocketFacts,
+)
 
 
 class Clock(Protocol):
@@ -59,3 +71,68 @@ class Datapath(Protocol):
         ...
 
     def status(self) -> DatapathStatus: ...
+
+
+class Paths(Protocol):
+    """What is known of the ways to remote hosts. Estimates are shared by all flows to a host.
+
+    Nothing but the errors named is raised: a host that cannot be measured after all is one without estimate.
+    """
+
+    def supports(self, host: RemoteHost) -> bool:
+        """Whether anything can be learnt about the way to this host; asked anew each time, routes change.
+
+        Raises HostUnreachable without a route.
+        """
+        ...
+
+    def begin(self, host: RemoteHost) -> None:
+        """Somebody uses this host from now on: gather. Called once until `end`, the others only in between."""
+        ...
+
+    def end(self, host: RemoteHost) -> None:
+        """The last user of this host has left."""
+        ...
+
+    def estimate(self, host: RemoteHost) -> FlowFundamentals | None:
+        """What is known by now, None before the first measurement."""
+        ...
+
+    def refresh(self, host: RemoteHost) -> None:
+        """Measure anew, even where one is under way; `measured` tells of its end. Raises Retry where it cannot be."""
+        ...
+
+    def admit(self, host: RemoteHost, held: Bandwidth, wanted: Bandwidth) -> None:
+        """Whether a flow that holds `held` bits/s of this way may have `wanted`, which is more.
+
+        Raises NetworkBusy or Retry.
+        """
+        ...
+
+    def measured(self) -> Collection[RemoteHost]:
+        """Hosts of which a `refresh` has ended, well or not, since the last call."""
+        ...
+
+
+class Conditions(Protocol):
+    """Whether flows meet congestion."""
+
+    def watch(self, flow: FlowId, host: RemoteHost) -> None:
+        """Somebody waits for a condition of this flow: judge it. Called once until `unwatch`."""
+        ...
+
+    def unwatch(self, flow: FlowId) -> None:
+        """Nobody waits any longer, or the flow has ended."""
+        ...
+
+    def holds(self, flow: FlowId, condition: Condition, *, held: Bandwidth, wanted: Bandwidth) -> bool:
+        """Whether the condition holds now; unknown is False.
+
+        AVAILABLE: the flow, which holds `held` bits/s, could have `wanted` in total; both are 0 otherwise.
+        Asked of watched flows only.
+        """
+        ...
+
+    def changed(self) -> Collection[FlowId]:
+        """Flows of which an answer may have changed since the last call."""
+        ...

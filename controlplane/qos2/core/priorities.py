@@ -23,7 +23,7 @@ class Treatment(NamedTuple):
 
     traffic_type: TrafficType
     adaptive: bool
-    marking: bool  #: whether the traffic type counts: not before an adaptive flow has a rate, nor after rate 0
+    marking: bool  #: whether type and override count: not before an adaptive flow has a rate, nor after rate 0
     override: Dscp | None = None
     rate: FlowRate | None = None
 
@@ -38,20 +38,28 @@ class Treatment(NamedTuple):
         return Treatment(traffic_type, self.adaptive, marking, None, self.rate)
 
     def with_rate(self, rate: FlowRate | None) -> "Treatment":
-        """None takes away the contract and the marks of the traffic type; an override remains."""
+        """None takes away the contract and all marks, those of an override too until something is set again."""
         return self._replace(rate=rate, marking=rate is not None)
 
     def with_override(self, dscp: Dscp) -> "Treatment":
-        """A DSCP of the owner's choice instead of the traffic type's, until the type is set again."""
-        return self._replace(override=dscp)
+        """A DSCP of the owner's choice instead of the traffic type's, until the type is set again.
+
+        For non-adaptive flows only, so that it marks at once.
+        """
+        return self._replace(override=dscp, marking=True)
+
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """Of the contract in bits/s, 0 without one."""
+        return Bandwidth(0) if self.rate is None else self.rate.bandwidth
 
     @property
     def dscp(self) -> Dscp | None:
         """What conformant packets carry; None leaves them as the application made them."""
-        if self.override is not None:
-            return self.override
         if not self.marking:
             return None
+        if self.override is not None:
+            return self.override
         if self.rate is not None and self.rate.shaping is Shaping.SHAPE_ONLY:
             return Dscp(0)
         return TYPE_DSCP[self.traffic_type]

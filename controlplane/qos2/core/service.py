@@ -2,27 +2,30 @@
 
 Synchronous and pure: no I/O but the datapath port, no clock but the one given. The order within a
 method is always the same: handle, values, flow id, rights, capability; the first check that fails is
-the answer, and what passes them all is carried out by changes.py.
+the answer. What passes them all is carried out by changes.py, or answered by estimates.py.
 
 The server calls it with facts from the kernel, never with what a client claims about itself.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from qos2.core.accounts import Accounts
 from qos2.core.arguments import client_address, code_point, contract, known
 from qos2.core.changes import Changes
-from qos2.core.destinations import bound_destination
+from qos2.core.destinations import bound_destination, check_as_written, remote_host
 from qos2.core.endings import Endings
-from qos2.core.flows import Flow, FlowTable, Handle, Share
-from qos2.core.ports import Clock, Datapath
+from qos2.core.estimates import Estimates
+from qos2.core.flows import Flow, FlowTable, Handle
+from qos2.core.handles import Handles
+from qos2.core.notifications import Completion
+from qos2.core.ports import Clock, Conditions, Datapath, Paths
 from qos2.core.priorities import Treatment
+from qos2.core.rules import Deniable, Rules
+from qos2.core.rules import Limits as Limits  # a part of what this module offers
 from qos2.core.slots import SlotPool
 from qos2.core.views import FlowView, ServiceStatus, view_of
 from qos2.errors import (
-    InvalidHandle,
     InvalidRequest,
     LimitExceeded,
     NoSuchFlow,
@@ -30,56 +33,63 @@ from qos2.errors import (
     NotSupported,
 )
 from qos2.model import (
+    Bandwidth,
     Condition,
     Destination,
+    FlowFundamentals,
     FlowId,
     FlowRate,
     FlowStats,
     PacketPriority,
     Peer,
+    RemoteHost,
     SocketFacts,
     TrafficType,
     slot_of,
 )
-
-_LATER = "this version marks, limits and counts; it does not measure paths"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one user may take. Handles and flows are counted per uid, members per flow."""
-
-    flows_per_uid: int = 16_384
-    flows_per_privileged_uid: int = 65_536
-    handles_per_uid: int = 1_024
-    members_per_flow: int = 4_096
-    orphan_grace_s: float = 10.0  #: so long a restarted daemon leaves the flows of a killed one in force
 
 
 class Service:
     """Flows of all processes over one datapath. Not thread-safe: one event loop calls it.
 
     Every method that takes a handle raises InvalidHandle for one that is not open; every method that
-    takes a flow raises NoSuchFlow for one that is unknown, has ended, or may not be touched by the caller.
+    takes a flow raises NoSuchFlow for one that is unknown, has ended, or may not be touched by the caller;
+    every method that changes or measures something raises DeniedByPolicy where `rules` deny it.
+
+    Requests that wait are told by the number that their client gave them; InvalidRequest for one that waits
+    already. What has become of them is in `completed` until `take_completed`; any method may put something there.
     """
 
-    def __init__(self, datapath: Datapath, clock: Clock, limits: Limits, version: str) -> None:
+    def __init__(
+        self,
+        datapath: Datapath,
+        clock: Clock,
+        limits: Limits,
+        version: str,
+        *,
+        paths: Paths,
+        conditions: Conditions,
+        rules: Rules = Rules(),  # noqa: B008  immutable
+    ) -> None:
         self._datapath = datapath
         self._clock = clock
-        self._limits = limits
-        self._version = version
+        self.limits = limits
+        self._rules = rules
+        self.version = version
         self._started_s = clock()
         occupied = datapath.occupied_slots()
-        self._max_flows = datapath.max_flows
-        self._table = FlowTable(self._max_flows)
-        pool = SlotPool(self._max_flows, occupied.keys(), datapath.generation)
-        self._accounts = Accounts()
-        self._endings = Endings(datapath, pool, self._accounts, self._table.type_of_slot)
-        self._changes = Changes(datapath, self._table, pool, self._accounts, self._endings)
-        self._taken_over = tuple(occupied.values())
-        self._handles: dict[int, Handle] = {}
-        self._shares: dict[int, Share] = {}
-        self._last_handle = 0
+        self.max_flows = datapath.max_flows
+        self._table = FlowTable(self.max_flows)
+        #: Per slot the traffic type of its flow, 255 without one. The same object all the time.
+        self.type_of_slot = self._table.type_of_slot
+        pool = SlotPool(self.max_flows, occupied.keys(), datapath.generation)
+        self.accounts = Accounts()  #: flows now, begun and ended, by type
+        self._endings = Endings(datapath, pool, self.accounts, self.type_of_slot)
+        self._endings.take_over(occupied.values(), self._started_s + limits.orphan_grace_s)
+        self._changes = Changes(datapath, self._table, pool, self.accounts, self._endings)
+        self._estimates = Estimates(paths, conditions, self._table, clock, limits)
+        self.completed: list[Completion] = self._estimates.waits.completed
+        self._handles = Handles(limits)
 
     # Handles
 
@@ -87,27 +97,20 @@ class Service:
         """QOSCreateHandle. Raises InvalidRequest for another version than 1.0, LimitExceeded per user."""
         if tuple(version) != (1, 0):
             raise InvalidRequest(f"QoS version {'.'.join(map(str, version))}", "there is only 1.0")
-        share = self._shares.get(peer.uid)
-        if share is None:
-            share = self._shares[peer.uid] = Share(peer.uid)
-        if share.handles >= self._limits.handles_per_uid:
-            raise LimitExceeded(
-                f"user {peer.uid} has {share.handles} handles", "one serves a process; else raise handles_per_uid"
-            )
-        share.handles += 1
-        self._last_handle += 1
-        self._handles[self._last_handle] = Handle(self._last_handle, peer, share)
-        return self._last_handle
+        return self._handles.open(peer)
 
     def close_handle(self, handle: int) -> None:
-        """QOSCloseHandle: ends all its flows, those that the datapath refuses to end with a later tick."""
-        owner = self._handle(handle)
+        """QOSCloseHandle: ends all its flows, those that the datapath refuses to end with a later tick.
+
+        What is pending on it, or on its flows, is cancelled.
+        """
+        owner = self._handles.find(handle)
         for flow in tuple(owner.flows.values()):
             self._changes.end_anyhow(flow)
-        del self._handles[handle]
-        owner.share.handles -= 1
-        if owner.share.handles == 0:
-            del self._shares[owner.share.uid]
+            if flow.host is not None:
+                self._estimates.end(flow)
+        self._estimates.close(owner)
+        self._handles.close(owner)
 
     # Members
 
@@ -121,38 +124,54 @@ class Service:
         flow: int,
         destination: Destination | None,
         adaptive: bool,
+        written: str | None = None,
     ) -> FlowId:
         """QOSAddSocketToFlow: `flow` 0 begins a flow, else `traffic_type` is ignored. Returns the flow's id.
 
-        The same socket with the same destination moves here from another flow, even of another process: who
-        holds a socket decides about it, and the last one wins. Does not keep `fd`.
+        `written` is the address of `destination` as the client wrote it, for `strict`. The same socket with
+        the same destination moves here from another flow, even of another process: who holds a socket decides
+        about it, and the last one wins. Does not keep `fd`.
 
-        Raises InvalidRequest (see destinations.py; an adaptive flow has one member), LimitExceeded, DatapathError.
+        Raises InvalidRequest (see destinations.py; an adaptive flow has one member), HostUnreachable for an
+        adaptive flow without a route, LimitExceeded, DatapathError.
         """
-        owner = self._handle(handle)
+        owner = self._handles.find(handle)
+        if written is not None and self._rules.strict:
+            check_as_written(facts, written)
         if flow == 0:
             kind = known(TrafficType, traffic_type, "traffic type")
             member = bound_destination(facts, destination, adaptive=adaptive)
-            self._check_share(owner)
+            if self._rules.deny:
+                self._rules.check(Deniable.FLOWS)
             treatment = Treatment.begin(kind, adaptive=adaptive)
-            return self._changes.begin_with_socket(owner, treatment, self._clock(), fd, facts, member)
+            if adaptive:
+                host = remote_host(facts, destination)
+                supported = self._estimates.supports(host)
+            self._handles.check_share(owner)
+            begun = self._changes.begin_with_socket(owner, treatment, self._clock(), fd, facts, member)
+            if adaptive:
+                self._estimates.begin(self._table.flows[slot_of(begun)], host, supported=supported)
+            return begun
         if adaptive:
             raise InvalidRequest("an adaptive flow has one socket", "add to an existing flow as non-adaptive")
         member = bound_destination(facts, destination, adaptive=False)
         found = self._owned(owner, flow)
         if found.treatment.adaptive:
             raise InvalidRequest(f"flow {flow} is adaptive: it has one socket", "begin a non-adaptive flow")
+        if self._rules.deny:
+            self._rules.check(Deniable.FLOWS)
         if member not in found.members.get(facts.cookie, ()):
-            if found.member_count >= self._limits.members_per_flow:
+            if found.member_count >= self.limits.members_per_flow:
                 raise LimitExceeded(f"flow {flow} has {found.member_count} members", "raise members_per_flow")
             self._changes.join(found, fd, facts, member)
         return found.id
 
     def add_program(self, handle: int, traffic_type: int) -> FlowId:
         """All sockets that the calling process and its children make from now on, in one new flow."""
-        owner = self._handle(handle)
+        owner = self._handles.find(handle)
         kind = known(TrafficType, traffic_type, "traffic type")
-        self._check_share(owner)
+        self._rules.check(Deniable.FLOWS)
+        self._handles.check_share(owner)
         return self._changes.begin_with_program(owner, Treatment.begin(kind, adaptive=False), self._clock())
 
     def remove_socket(self, handle: int, flow: int, fd: int | None, facts: SocketFacts | None) -> None:
@@ -160,37 +179,50 @@ class Service:
 
         Without a socket the whole flow ends. Raises NoSuchFlow also for a socket that is not in it.
         """
-        found = self._owned(self._handle(handle), flow)
+        found = self._owned(self._handles.find(handle), flow)
         if fd is None or facts is None:
             self._changes.end(found)
-            return
-        if facts.cookie not in found.members:
+        elif facts.cookie in found.members:
+            self._changes.remove(found, fd, facts)
+        else:
             raise NoSuchFlow(f"the socket is not in flow {flow}", "it left, moved to another flow, or never joined")
-        self._changes.remove(found, fd, facts)
+        if found.host is not None:  # an adaptive flow, which has one socket
+            self._estimates.end(found)
 
     # What a flow does
 
     def set_traffic_type(self, handle: int, flow: int, traffic_type: int) -> None:
         """QOSSetFlow(QOSSetTrafficType): all members at once; a DSCP override ends, a contract stays."""
-        owner = self._handle(handle)
+        owner = self._handles.find(handle)
         kind = known(TrafficType, traffic_type, "traffic type")
         found = self._owned(owner, flow)
+        self._rules.check(Deniable.TRAFFIC_TYPE)
         self._changes.treat(found, found.treatment.with_traffic_type(kind))
 
     def set_rate(self, handle: int, flow: int, bandwidth: int, shaping: int, reason: int) -> None:
-        """QOSSetFlow(QOSSetOutgoingRate): bits/s at IP level, 0 takes contract and marks away."""
-        owner = self._handle(handle)
+        """QOSSetFlow(QOSSetOutgoingRate): bits/s at IP level, 0 takes contract and marks away.
+
+        An adaptive flow that wants more than it holds is admitted first, where its path is known: raises
+        NetworkBusy, Retry or HostUnreachable, and the contract so far stays in force.
+        """
+        owner = self._handles.find(handle)
         rate = contract(bandwidth, shaping, reason)
         found = self._owned(owner, flow)
+        self._rules.check(Deniable.RATE)
+        if found.host is not None and rate is not None:
+            self._estimates.admit(found, rate.bandwidth)
         self._changes.treat(found, found.treatment.with_rate(rate))
+        if found.host is not None:
+            self._estimates.judge(found)
 
     def set_dscp(self, handle: int, flow: int, dscp: int) -> None:
         """QOSSetFlow(QOSSetOutgoingDSCPValue). Raises NotPermitted, and NotSupported for an adaptive flow."""
-        owner = self._handle(handle)
+        owner = self._handles.find(handle)
         value = code_point(dscp)
         found = self._owned(owner, flow)
         if not owner.peer.privileged:
             raise NotPermitted("a DSCP of one's own choice needs root or the group qos2", "choose a traffic type")
+        self._rules.check(Deniable.DSCP)
         if found.treatment.adaptive:
             raise NotSupported("override needs a non-adaptive flow", "choose a traffic type")
         self._changes.treat(found, found.treatment.with_override(value))
@@ -199,29 +231,29 @@ class Service:
 
     def priority(self, handle: int, flow: int) -> PacketPriority:
         """QOSQueryFlow(QOSQueryPacketPriority): what is in force, also of foreign flows that one may see."""
-        return self._visible(self._handle(handle), flow).treatment.priority
+        return self._visible(self._handles.find(handle), flow).treatment.priority
 
     def rate(self, handle: int, flow: int) -> FlowRate | None:
         """QOSQueryFlow(QOSQueryOutgoingRate): the contract in force, or None."""
-        return self._visible(self._handle(handle), flow).treatment.rate
+        return self._visible(self._handles.find(handle), flow).treatment.rate
 
     def stats(self, handle: int, flow: int) -> FlowStats:
         """Counters since the flow began."""
-        return self._datapath.stats(self._visible(self._handle(handle), flow).id)
+        return self._datapath.stats(self._visible(self._handles.find(handle), flow).id)
 
     def enumerate(self, handle: int) -> list[FlowId]:
         """QOSEnumerateFlows: the ids of all flows, in no order. Raises NotPermitted."""
-        if not self._handle(handle).peer.privileged:
+        if not self._handles.find(handle).peer.privileged:
             raise NotPermitted("listing everybody's flows needs root or the group qos2", "list your own: qos2 flows")
         return [flow.id for flow in self._table.flows.values()]
 
     def details(self, handle: int, flow: int) -> FlowView:
         """Everything about one flow: any for privileged peers, of the same user for others."""
-        return self._view(self._visible(self._handle(handle), flow))
+        return self._view(self._visible(self._handles.find(handle), flow))
 
     def list_flows(self, handle: int, after: int, count: int) -> list[FlowView]:
         """At most `count` of the flows that the caller may see, in the order of slots, behind that of `after`."""
-        owner = self._handle(handle)
+        owner = self._handles.find(handle)
         slot = slot_of(FlowId(after))
         if owner.peer.privileged:
             return [self._view(flow) for flow in islice(self._table.behind(slot), count)]
@@ -230,73 +262,91 @@ class Service:
 
     def status(self, handle: int) -> ServiceStatus:
         """The daemon and the datapath, for everybody."""
-        self._handle(handle)
+        self._handles.find(handle)
         return ServiceStatus(
-            server=self._version,
+            server=self.version,
             uptime_s=self._clock() - self._started_s,
             handles=self.handles,
             flows=self.flows,
-            max_flows=self._max_flows,
+            max_flows=self.max_flows,
             orphans=self.orphans,
             datapath=self._datapath.status(),
         )
 
-    # Paths: checked like the rest, then refused
+    # Paths
 
-    def fundamentals(self, handle: int, flow: int, fresh: bool = False) -> None:
-        """QOSQueryFlow(QOSQueryFlowFundamentals): NotSupported."""
-        self._visible(self._handle(handle), flow)
-        raise NotSupported("estimates of the path are not supported yet", _LATER)
+    def fundamentals(self, handle: int, flow: int, fresh: bool = False, *, request: int = 0) -> FlowFundamentals | None:
+        """QOSQueryFlow(QOSQueryFlowFundamentals). None: the request waits for a new measurement.
 
-    def notify(self, handle: int, flow: int, condition: int, bandwidth: int = 0) -> None:
-        """QOSNotifyFlow: NotSupported."""
-        owner = self._handle(handle)
+        Raises NotAdaptive, NotSupported, HostUnreachable, NoData, Retry, LimitExceeded.
+        """
+        owner = self._handles.find(handle)
+        self._estimates.waits.check_number(handle, request)
+        found = self._visible(owner, flow)
+        self._rules.check(Deniable.ESTIMATES)
+        return self._estimates.fundamentals(owner, found, fresh, request)
+
+    def notify(self, handle: int, flow: int, condition: int, bandwidth: int = 0, *, request: int = 0) -> bool:
+        """QOSNotifyFlow: whether the condition holds now; else the request waits until it does.
+
+        `bandwidth` counts for AVAILABLE alone: the total in bits/s that the flow wants to have, InvalidRequest
+        where it has. Raises NotAdaptive, NotSupported, HostUnreachable, AlreadyExists, LimitExceeded.
+        """
+        owner = self._handles.find(handle)
         awaited = known(Condition, condition, "condition")
-        if awaited is Condition.AVAILABLE and bandwidth <= 0:
-            raise InvalidRequest(f"waiting for {bandwidth} bits/s", "say the total that is wanted, in bits/s")
-        self._owned(owner, flow)
-        raise NotSupported("notifications are not supported yet", _LATER)
+        self._estimates.waits.check_number(handle, request)
+        found = self._owned(owner, flow)
+        self._rules.check(Deniable.ESTIMATES)
+        return self._estimates.notify(owner, found, awaited, Bandwidth(bandwidth), request)
 
     def cancel(self, handle: int, request: int) -> None:
-        """QOSCancel: NotSupported, since no request can be pending."""
-        self._handle(handle)
-        raise NotSupported("cancelling is not supported yet", "no request waits in this version")
+        """QOSCancel: the request completes with Cancelled. Raises InvalidRequest where it does not wait."""
+        self._estimates.cancel(self._handles.find(handle), request)
 
     def start_tracking(self, handle: int, address: str) -> None:
-        """QOSStartTrackingClient: NotSupported. Raises InvalidRequest for what is no literal address."""
-        self._handle(handle)
-        client_address(address)
-        raise NotSupported("tracking clients is not supported yet", _LATER)
+        """QOSStartTrackingClient: a host as it is reached from where the caller connected.
+
+        Raises InvalidRequest for what is no literal address, HostUnreachable, NotSupported, LimitExceeded.
+        """
+        owner, host = self._client(handle, address)
+        self._estimates.start_tracking(owner, host)
 
     def stop_tracking(self, handle: int, address: str) -> None:
-        """QOSStopTrackingClient: NotSupported. Raises InvalidRequest for what is no literal address."""
-        self._handle(handle)
-        client_address(address)
-        raise NotSupported("tracking clients is not supported yet", _LATER)
+        """QOSStopTrackingClient, by any handle of the process, also for LINGER_S after that of the start has closed.
 
-    # For the daemon: tick and metrics
+        Raises InvalidRequest for what is no literal address, NoSuchFlow for what the process does not track.
+        """
+        owner, host = self._client(handle, address)
+        self._estimates.tracking.stop(owner, host)
 
-    def end_orphans(self) -> None:
-        """Once a tick: end the flows of a killed predecessor after their grace, and what was refused before."""
-        self._endings.settle()
-        if self._taken_over and self._clock() - self._started_s >= self._limits.orphan_grace_s:
-            for flow in self._taken_over:
-                self._endings.end_anyhow(flow)
-            self._taken_over = ()
+    # For the daemon: news, tick and metrics
+
+    def conditions_changed(self, flows: Iterable[FlowId]) -> None:
+        """Answers of Conditions about these flows may have changed."""
+        self._estimates.conditions_changed(flows)
+
+    def measured(self, host: RemoteHost) -> None:
+        """A measurement that Paths was asked for has ended, well or not."""
+        self._estimates.measured(host)
+
+    def follow(self) -> None:
+        """About ten times a second: the two above, for all that paths and conditions have to tell."""
+        self._estimates.follow()
+
+    def take_completed(self) -> list[Completion]:
+        """What requests that waited have come to since the last call, in this order. Handles may have closed."""
+        taken = self.completed.copy()
+        self.completed.clear()
+        return taken
+
+    def tick(self) -> None:
+        """Once a second: end a killed predecessor's flows after their grace, what was refused, what lingered."""
+        self._endings.settle(self._clock())
+        self._estimates.tracking.expire(self._clock())
 
     def totals(self, live: Sequence[FlowStats]) -> dict[TrafficType, FlowStats]:
         """Everything ever sent per type; `live[type]` sums the datapath's counters over `type_of_slot`."""
-        return self._accounts.totals(live)
-
-    @property
-    def type_of_slot(self) -> bytearray:
-        """Per slot the traffic type of its flow, 255 without one. The same object all the time."""
-        return self._table.type_of_slot
-
-    @property
-    def accounts(self) -> Accounts:
-        """Flows now, begun and ended, by type."""
-        return self._accounts
+        return self.accounts.totals(live)
 
     @property
     def handles(self) -> int:
@@ -308,13 +358,9 @@ class Service:
         return len(self._table.flows)
 
     @property
-    def max_flows(self) -> int:
-        return self._max_flows
-
-    @property
     def orphans(self) -> int:
         """Flows that the datapath serves for nobody: taken over, or ended here and refused there."""
-        return len(self._taken_over) + self._endings.unended
+        return self._endings.unended
 
     @property
     def refusals(self) -> int:
@@ -322,16 +368,11 @@ class Service:
         return self._endings.refusals
 
     @property
-    def version(self) -> str:
-        return self._version
+    def pending(self) -> int:
+        """Requests that wait."""
+        return self._estimates.waits.pending
 
     # Checks
-
-    def _handle(self, number: int) -> Handle:
-        handle = self._handles.get(number)
-        if handle is None:
-            raise InvalidHandle(f"no handle {number}", "open one first")
-        return handle
 
     def _owned(self, handle: Handle, flow: int) -> Flow:
         found = self._table.find(flow)
@@ -345,12 +386,12 @@ class Service:
             raise NoSuchFlow(f"no flow {flow}", "it has ended, or belongs to another user")
         return found
 
+    def _client(self, handle: int, address: str) -> tuple[Handle, RemoteHost]:
+        owner = self._handles.find(handle)
+        client = client_address(address)
+        self._rules.check(Deniable.ESTIMATES)
+        return owner, RemoteHost(client, owner.peer.netns_cookie)
+
     def _view(self, flow: Flow) -> FlowView:
         shapers, stats = self._datapath.shapers(flow.id), self._datapath.stats(flow.id)
         return view_of(flow, self._table, self._clock(), shapers, stats)
-
-    def _check_share(self, owner: Handle) -> None:
-        limits, share = self._limits, owner.share
-        most = limits.flows_per_privileged_uid if owner.peer.privileged else limits.flows_per_uid
-        if len(share.slots) >= most:
-            raise LimitExceeded(f"user {share.uid} has {most} flows", "end flows, or raise flows_per_uid")

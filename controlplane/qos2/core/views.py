@@ -65,7 +65,7 @@ def view_of(flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, st
         traffic_type=treatment.traffic_type,
         adaptive=treatment.adaptive,
         dscp=policy.dscp,
-        dscp_override=treatment.override is not None,
+        dscp_override=treatment.marking and treatment.override is not None,
         non_conformant_dscp=policy.non_conformant_dscp,
         bandwidth=policy.bandwidth,
         shaping=None if treatment.rate is None else treatment.rate.shaping,

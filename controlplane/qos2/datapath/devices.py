@@ -8,12 +8,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath import hook
 from qos2.datapath.links import Device, LinkWatch, Namespace
 from qos2.datapath.maps import open_pin
+from qos2.datapath.routes import is_on_link
 from qos2.datapath.shapers import DeviceShaper, shaper_for
 from qos2.errors import DatapathError, DeviceGone, QosError
 from qos2.model import DeviceStatus, Shaper
@@ -118,6 +120,14 @@ class Devices:
         else:
             self._open(namespace, own=False)
         return namespace.cookie
+
+    def on_link(self, cookie: int, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a host is on the same link for this namespace (routes.is_on_link); False where that is not in use.
+
+        Raises HostUnreachable.
+        """
+        place = self._places.get(cookie)
+        return place is not None and is_on_link(place.namespace.conversation, address)
 
     def watches(self) -> Iterator[tuple[int, LinkWatch]]:
         """(namespace cookie, watch) of every namespace."""

@@ -149,6 +149,18 @@ class Conversation:
         if failed is not None:
             raise failed
 
+    def get(self, request: Request) -> Message:
+        """The one answer to a question. Raises DeviceGone or NetlinkRefused."""
+        self._sequence += 1
+        self._socket.send(self._pack(request, 0))
+        while True:
+            for message in self._receive(request.doing):
+                if message.sequence != self._sequence:
+                    continue
+                if message.kind == NLMSG_ERROR:
+                    raise _failure(-_ERROR.unpack_from(message.body)[0], request.doing, message)
+                return message
+
     def dump(self, request: Request) -> list[Message]:
         """All answers to a dump, asked again where the kernel says that it changed meanwhile.
 

@@ -43,6 +43,13 @@ class OpenHandle(Request, tag="open_handle"):
     version: tuple[Number, Number] = (1, 0)
 
 
+class CloseHandle(Request, tag="close_handle"):
+    """QOSCloseHandle: when the reply comes its flows have ended, and what was pending is cancelled. Result: Done.
+
+    It is the last request of a connection. One that just ends closes its handle too, only later by a moment.
+    """
+
+
 class AddSocket(Request, tag="add_socket"):
     """QOSAddSocketToFlow, with the socket as descriptor. `flow` 0 begins a flow. Result: Added."""
 
@@ -95,7 +102,7 @@ class QueryRate(Request, tag="rate"):
 
 
 class QueryFundamentals(Request, tag="fundamentals"):
-    """QOSQueryFlow(QOSQueryFlowFundamentals). Result: Fundamentals; not supported yet."""
+    """QOSQueryFlow(QOSQueryFlowFundamentals). Result: Fundamentals; with `fresh` once there is a new measurement."""
 
     flow: Number
     fresh: bool = False
@@ -108,7 +115,10 @@ class QueryStats(Request, tag="stats"):
 
 
 class Notify(Request, tag="notify"):
-    """QOSNotifyFlow; the reply comes when the condition holds. Result: Done; not supported yet."""
+    """QOSNotifyFlow; the reply comes when the condition holds. Result: Done.
+
+    `bandwidth` counts for AVAILABLE alone: the total in bits/s that the flow wants to have.
+    """
 
     flow: Number
     condition: Number
@@ -116,19 +126,19 @@ class Notify(Request, tag="notify"):
 
 
 class Cancel(Request, tag="cancel"):
-    """QOSCancel of the pending request number `request`. Result: Done; not supported yet."""
+    """QOSCancel of the pending request number `request`, which is answered `cancelled`. Result: Done."""
 
     request: RequestId
 
 
 class StartTracking(Request, tag="start_tracking"):
-    """QOSStartTrackingClient. Result: Done; not supported yet."""
+    """QOSStartTrackingClient. Result: Done."""
 
     address: AddressText
 
 
 class StopTracking(Request, tag="stop_tracking"):
-    """QOSStopTrackingClient. Result: Done; not supported yet."""
+    """QOSStopTrackingClient. Result: Done."""
 
     address: AddressText
 
@@ -166,6 +176,7 @@ class Status(Request, tag="status"):
 
 AnyRequest = (
     OpenHandle
+    | CloseHandle
     | AddSocket
     | RemoveSocket
     | SetTrafficType

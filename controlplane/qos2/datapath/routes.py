@@ -1,0 +1,48 @@
+"""Questions to a namespace's routing tables: is there a way to a host, and is it on the same link?
+
+The kernel is asked for each (RTM_GETROUTE, rtnetlink(7)), so that the answer is what a packet would get
+now. It is that of an unbound socket without mark: rules for sources, marks and devices are passed over.
+"""
+
+import errno
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6
+
+from qos2.datapath.netlink import Conversation, NetlinkRefused, Request, attribute, attributes
+from qos2.errors import HostUnreachable
+
+# linux/rtnetlink.h
+RTM_GETROUTE = 26
+RTN_UNICAST = 1
+RTN_LOCAL = 2
+RTA_DST = 1
+RTA_GATEWAY = 5
+RTA_VIA = 18
+
+#: struct rtmsg: family, lengths of destination and source in bits, tos, table, protocol, scope, type, flags.
+_ROUTE = struct.Struct("=8BI")
+
+#: What the kernel says where it has no route, or one that forbids, or no such address family.
+_NO_ROUTE = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
+)
+
+
+def is_on_link(conversation: Conversation, address: IPv4Address | IPv6Address) -> bool:
+    """Whether packets to this host reach it without a gateway; this machine's own addresses are on-link too.
+
+    False also for broadcast and multicast addresses, which are no single host. Raises HostUnreachable
+    without a route, DatapathError where the kernel does not answer.
+    """
+    family = AF_INET if isinstance(address, IPv4Address) else AF_INET6
+    body = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, address.packed)
+    try:
+        answer = conversation.get(Request(RTM_GETROUTE, 0, body, f"looking for a route to {address}"))
+    except NetlinkRefused as refused:
+        if refused.number in _NO_ROUTE:
+            raise HostUnreachable(f"no route to {address}", "see: ip route get") from refused
+        raise
+    kind = _ROUTE.unpack_from(answer.body)[7]
+    told = {each for each, _payload in attributes(answer.body[_ROUTE.size :])}
+    return kind in (RTN_UNICAST, RTN_LOCAL) and not told & {RTA_GATEWAY, RTA_VIA}

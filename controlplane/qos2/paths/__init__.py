@@ -1,0 +1,1 @@
+"""What is known of the ways to remote hosts, and whether flows meet congestion: edges of the core's ports."""
