@@ -4,12 +4,14 @@ Everything an application needs is named here, and nothing of the daemon is impo
 marks its sockets loads msgspec and the standard library.
 """
 
+from qos2.channel import Operation as Operation
 from qos2.client import Flow as Flow
 from qos2.client import Handle as Handle
 from qos2.errors import AlreadyExists as AlreadyExists
 from qos2.errors import Cancelled as Cancelled
 from qos2.errors import DatapathError as DatapathError
 from qos2.errors import DeniedByPolicy as DeniedByPolicy
+from qos2.errors import HostUnreachable as HostUnreachable
 from qos2.errors import InternalError as InternalError
 from qos2.errors import InvalidHandle as InvalidHandle
 from qos2.errors import InvalidRequest as InvalidRequest
@@ -25,6 +27,7 @@ from qos2.errors import QosError as QosError
 from qos2.errors import Retry as Retry
 from qos2.errors import ServiceLost as ServiceLost
 from qos2.errors import ServiceUnavailable as ServiceUnavailable
+from qos2.errors import TimedOut as TimedOut
 from qos2.model import ANY_DESTINATION as ANY_DESTINATION
 from qos2.model import Bandwidth as Bandwidth
 from qos2.model import Condition as Condition
@@ -58,6 +61,7 @@ __all__ = [
     "FlowRate",
     "FlowStats",
     "Handle",
+    "HostUnreachable",
     "InternalError",
     "InvalidHandle",
     "InvalidRequest",
@@ -68,6 +72,7 @@ __all__ = [
     "NotAdaptive",
     "NotPermitted",
     "NotSupported",
+    "Operation",
     "PacketPriority",
     "ProtocolError",
     "QosError",
@@ -77,5 +82,6 @@ __all__ = [
     "ServiceUnavailable",
     "Shaping",
     "StatusReport",
+    "TimedOut",
     "TrafficType",
 ]

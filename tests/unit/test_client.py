@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 
 import qos2
+from qos2.errors import NetworkBusy
+from qos2.listener import listen_at
 from qos2.model import FlowStats
-from qos2.server import listen_at
-from qos2.wire import protocol
+from unit.scripted_daemon import in_thread
 from unit.server_stage import NOBODY, PEER, Stage, open_descriptors, staged, udp, unprivileged
 
 VOICE = qos2.TrafficType.VOICE
@@ -68,7 +68,6 @@ def test_a_flow_ends_with_its_block_and_a_handle_with_all_its_flows(stage: Stage
             assert [each.flow for each in qos.flows()] == [flow.id]
         assert qos.flows() == []
         kept = qos.add_socket(other, VOICE)
-    stage.settle()
     assert stage.datapath.policies == {}
     kept.close()
     with pytest.raises(qos2.InvalidHandle, match="the handle is closed"):
@@ -122,24 +121,53 @@ def test_a_status_tells_the_daemon_and_the_datapath(stage: Stage, qos: qos2.Hand
     assert qos.server_version == "stage"
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda qos, flow: flow.fundamentals(),
-        lambda qos, flow: flow.notify(qos2.Condition.CONGESTED),
-        lambda qos, flow: flow.notify(qos2.Condition.AVAILABLE, 64_000),
-        lambda qos, flow: qos.start_tracking("192.0.2.7"),
-        lambda qos, flow: qos.stop_tracking("192.0.2.7"),
-        lambda qos, flow: qos.cancel(1),
-    ],
-)
-def test_calls_of_later_versions_raise_not_supported(qos: qos2.Handle, call: Any) -> None:
-    with (
-        udp(PEER) as sock,
-        qos.add_socket(sock, VOICE) as flow,
-        pytest.raises(qos2.NotSupported, match="supported yet"),
-    ):
-        call(qos, flow)
+def test_an_adaptive_flow_is_marked_from_its_first_contract_and_followed(stage: Stage, qos: qos2.Handle) -> None:
+    known = qos2.FlowFundamentals(qos2.Bandwidth(10_000_000), qos2.Bandwidth(4_000_000), 1500)
+    with udp(PEER) as sock:
+        flow = qos.add_socket(sock, VOICE, adaptive=True)
+        with pytest.raises(qos2.NoData) as unknown:
+            flow.fundamentals()
+        assert unknown.value.win32 == 232
+        stage.set_estimate(PEER[0], known)
+        assert flow.fundamentals() == known
+        flow.set_rate(4_000_000)
+        assert flow.priority().conformant_dscp == 56
+        with pytest.raises(qos2.TimedOut):
+            flow.notify(qos2.Condition.CONGESTED, timeout=0.02)
+        stage.set_condition(flow.id, congested=True)
+        flow.notify(qos2.Condition.CONGESTED)
+        flow.set_rate(2_000_000)
+        stage.set_condition(flow.id, congested=False, free=2_000_000)
+        flow.notify(qos2.Condition.AVAILABLE, 4_000_000)
+        stage.set_admission(PEER[0], NetworkBusy("no room", "later"))
+        with pytest.raises(qos2.NetworkBusy):
+            flow.set_rate(4_000_000)
+        assert flow.rate() == qos2.FlowRate(qos2.Bandwidth(2_000_000))
+
+
+def test_estimates_are_for_adaptive_flows(qos: qos2.Handle) -> None:
+    with udp(PEER) as sock, qos.add_socket(sock, VOICE) as flow:
+        for call in (flow.fundamentals, lambda: flow.notify(qos2.Condition.CONGESTED)):
+            with pytest.raises(qos2.NotSupported) as refusal:
+                call()
+            assert refusal.value.win32 == 50
+
+
+def test_a_host_is_tracked_until_it_is_not(stage: Stage, qos: qos2.Handle) -> None:
+    for _ in range(2):
+        qos.start_tracking("192.0.2.7")
+    assert [str(host) for host in stage.call(lambda: stage.paths.begun)] == ["192.0.2.7"]
+    qos.stop_tracking("192.0.2.7")
+    with pytest.raises(qos2.NoSuchFlow):
+        qos.stop_tracking("192.0.2.7")
+    stage.set_off_link("192.0.2.8")
+    stage.set_unreachable("192.0.2.9")
+    for address, error in (("192.0.2.8", qos2.NotSupported), ("192.0.2.9", qos2.HostUnreachable)):
+        with pytest.raises(error):
+            qos.start_tracking(address)
+    for wrong in ("0.0.0.0", "example.org"):
+        with pytest.raises(qos2.InvalidRequest):
+            qos.start_tracking(wrong)
 
 
 # Rights
@@ -263,13 +291,6 @@ def test_a_daemon_that_went_away_is_lost_and_stays_lost(stage: Stage, qos: qos2.
         flow.close()
 
 
-def test_a_daemon_that_does_not_answer_is_lost_in_time(stage: Stage) -> None:
-    with qos2.Handle(stage.path, timeout=0.05) as qos, stage.paused():
-        with pytest.raises(qos2.ServiceLost, match="does not answer"):
-            qos.status()
-        assert qos.closed
-
-
 def test_a_connection_refused_for_a_limit_says_so() -> None:
     with staged(connections=1) as stage, qos2.Handle(stage.path):
         for _ in range(20):
@@ -277,45 +298,19 @@ def test_a_connection_refused_for_a_limit_says_so() -> None:
                 qos2.Handle(stage.path)
 
 
-def test_a_reply_of_nonsense_is_a_protocol_error(tmp_path: Path) -> None:
-    path = str(tmp_path / "qos2.sock")
-    with listen_at(path, 0o600) as listener:
-        listener.setblocking(True)
-
-        def answer() -> None:
-            connected, _ = listener.accept()
-            with connected:
-                connected.recv(protocol.MAX_MESSAGE_BYTES)
-                connected.send(b"hello")
-
-        nonsense = threading.Thread(target=answer)
-        nonsense.start()
-        with pytest.raises(qos2.ProtocolError, match="not a reply"):
-            qos2.Handle(path)
-        nonsense.join()
-
-
-# Signals, threads, processes
+# Signals, threads, processes (more in test_channel*.py)
 
 
 @contextmanager
-def signalled_in_a_call(qos: qos2.Handle, handler: Callable[[], None]) -> Iterator[None]:
-    """A signal comes to this thread, with this handler, once a call waits for its reply."""
-    this_thread = threading.get_ident()
-
-    def signal_it() -> None:
-        while qos._connection.pending == 0:
-            os.sched_yield()
-        signal.pthread_kill(this_thread, signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, lambda *_: handler())
-    sender = threading.Thread(target=signal_it)
-    sender.start()
+def signalled_in_a_call(handler: Callable[[], None]) -> Iterator[None]:
+    """A signal comes to this thread, with this handler, in a call that lasts."""
+    before = signal.signal(signal.SIGALRM, lambda *_: handler())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         yield
     finally:
-        sender.join()
-        signal.signal(signal.SIGUSR1, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_call_interrupted_by_an_exception_does_not_confuse_the_next(stage: Stage, qos: qos2.Handle) -> None:
@@ -325,56 +320,32 @@ def test_a_call_interrupted_by_an_exception_does_not_confuse_the_next(stage: Sta
     def interrupt() -> None:
         raise Interrupted
 
-    with stage.paused(), signalled_in_a_call(qos, interrupt), pytest.raises(Interrupted):
+    with stage.paused(), signalled_in_a_call(interrupt), pytest.raises(Interrupted):
         qos.status()
-    assert qos.flows() == []
+    with udp(PEER) as sock, stage.paused(), signalled_in_a_call(interrupt), pytest.raises(Interrupted):
+        qos.add_socket(sock, VOICE)
     assert qos.status().handles == 1
+    # The flow that nobody knows of was ended when its answer came.
+    assert qos.flows() == []
 
 
 def test_a_signal_in_a_call_does_not_end_it(stage: Stage, qos: qos2.Handle) -> None:
-    with stage.paused(), signalled_in_a_call(qos, stage.resume):
+    with stage.paused(), signalled_in_a_call(stage.resume):
         assert qos.status().handles == 1
 
 
-def test_threads_share_a_handle(stage: Stage, qos: qos2.Handle) -> None:
-    failures: list[BaseException] = []
-
-    def work(port: int) -> None:
-        try:
-            with udp(("192.0.2.7", port)) as sock:
-                for _ in range(50):
-                    with qos.add_socket(sock, VOICE) as flow:
-                        assert qos.flow_details(flow.id).members == [f"udp 192.0.2.7:{port}"]
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(port,)) for port in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert stage.call(lambda: stage.service.flows) == 0
-
-
-def test_closing_a_handle_ends_the_call_of_another_thread(stage: Stage) -> None:
-    qos = qos2.Handle(stage.path)
-    errors: list[qos2.QosError] = []
-
-    def wait() -> None:
-        try:
-            qos.status()
-        except qos2.QosError as error:
-            errors.append(error)
-
-    with stage.paused():
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        while qos._connection.pending == 0:
+def test_closing_a_handle_ends_what_another_thread_waits_for(stage: Stage) -> None:
+    with qos2.Handle(stage.path) as qos, udp(PEER) as sock:
+        flow = qos.add_socket(sock, VOICE, adaptive=True)
+        waiting = in_thread(lambda: flow.notify(qos2.Condition.CONGESTED))
+        while not stage.call(lambda: stage.conditions.watched):
             os.sched_yield()
         qos.close()
-        waiting.join()
-    assert [type(error) for error in errors] == [qos2.ServiceLost]
+        with pytest.raises(qos2.Cancelled) as cancelled:
+            waiting.result(10)
+        assert cancelled.value.win32 == 995
+        flow.close()
+    assert stage.call(lambda: stage.service.flows) == 0
 
 
 FORK = f"""
@@ -388,7 +359,7 @@ if pid == 0:
     for call in (flow.rate, lambda: qos.add_socket(sock, qos2.TrafficType.VOICE)):
         try:
             call()
-        except qos2.InvalidRequest as error:
+        except qos2.InvalidHandle as error:
             assert "belongs to the parent" in str(error)
         else:
             os._exit(1)

@@ -22,8 +22,8 @@ PACKAGE = Path(qos2.__file__).parent
 LAYERS: list[list[set[str]]] = [
     [{"model", "errors"}, {"version"}],
     [{"core"}, {"wire"}],
-    [{"client", "aio", "win32", ""}],  # "": the package itself, which re-exports the clients' names
-    [{"server", "session", "sockets"}, {"exporter"}, {"config"}, {"datapath"}, {"paths"}],
+    [{"client", "channel", "aio", "win32", ""}],  # "": the package itself, which re-exports the clients' names
+    [{"server", "session", "sockets", "listener", "inbox"}, {"exporter"}, {"config"}, {"datapath"}, {"paths"}],
     [{"daemon", "runtime"}, {"cli"}],
 ]
 
@@ -117,6 +117,16 @@ def test_an_application_loads_nothing_of_the_daemon() -> None:
     assert not loaded & {"bcc", "pyroute2", "prometheus_client", "numpy", "rich", "asyncio", "ctypes"}
     assert {each for each in loaded if each.partition(".")[0] == "qos2"} == {
         "qos2",
+        "qos2.channel",
+        "qos2.channel.forks",
+        "qos2.channel.helper",
+        "qos2.channel.link",
+        "qos2.channel.operation",
+        "qos2.channel.pending",
+        "qos2.channel.timeouts",
+        "qos2.channel.transport",
+        "qos2.channel.turns",
+        "qos2.channel.verdicts",
         "qos2.client",
         "qos2.errors",
         "qos2.model",
@@ -124,4 +134,5 @@ def test_an_application_loads_nothing_of_the_daemon() -> None:
         "qos2.wire.calls",
         "qos2.wire.connection",
         "qos2.wire.protocol",
+        "qos2.wire.vigil",
     }

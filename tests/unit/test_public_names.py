@@ -11,7 +11,7 @@ DAEMONS_OWN = {"AbiMismatch", "AlreadyRunning", "ConfigError", "DeviceGone", "Mi
 HANDLE = {
     "add_program",
     "add_socket",
-    "cancel",
+    "begin",
     "close",
     "closed",
     "enumerate",
@@ -23,6 +23,8 @@ HANDLE = {
 }
 FLOW = {
     "add_socket",
+    "begin_fundamentals",
+    "begin_notify",
     "close",
     "fundamentals",
     "id",
@@ -35,6 +37,7 @@ FLOW = {
     "set_traffic_type",
     "stats",
 }
+OPERATION = {"add_done_callback", "cancel", "done", "result"}
 
 
 def public(thing: object) -> set[str]:
@@ -66,7 +69,12 @@ def test_the_methods_of_a_flow_are_these() -> None:
     assert public(qos2.Flow) == FLOW
 
 
+def test_the_methods_of_an_operation_are_these() -> None:
+    assert public(qos2.Operation) == OPERATION
+
+
 def test_every_public_thing_says_what_it_is() -> None:
     documented = [getattr(qos2, name) for name in qos2.__all__ if inspect.isclass(getattr(qos2, name))]
     documented += [getattr(qos2.Handle, name) for name in HANDLE] + [getattr(qos2.Flow, name) for name in FLOW - {"id"}]
+    documented += [getattr(qos2.Operation, name) for name in OPERATION]
     assert [thing for thing in documented if not inspect.getdoc(thing)] == []

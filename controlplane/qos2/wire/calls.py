@@ -1,11 +1,11 @@
 """The calls of a client: for each, the request that it sends and the value that its result becomes.
 
-No I/O and no connection here: client.py runs a call by one send and one receive, an asyncio client awaits
-the same objects, so that neither knows what is in a message. Arguments are taken as they come where the
+No I/O and no connection here: client.py runs a call and waits, aio.py awaits the same objects, so that
+neither knows what is in a message. Arguments are taken as they come where the
 daemon judges them; only what cannot be put on the wire is refused here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -28,25 +28,43 @@ from qos2.wire import protocol
 T = TypeVar("T")
 R = TypeVar("R", bound=protocol.Result)
 
+#: What the daemon answers.
+Reply: TypeAlias = protocol.AnyResult | protocol.Failure
+
 #: Where a socket sends: (literal address, port), an IPv6 socket address of four, or a model.Destination.
 Endpoint: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | Destination
 
 
 class Call(Generic[T]):
-    """One request, and how to read its result."""
+    """One request, its reply once that is there, and how to read it.
 
-    __slots__ = ("_kind", "_read", "request")
+    `waits` is true where the daemon may take any time to answer. `undo` makes of a result the call that takes
+    it back, for the case that nobody is there any more to have it.
+    """
 
-    def __init__(self, request: protocol.Request, kind: type[R], read: Callable[[R], T]) -> None:
+    __slots__ = ("_kind", "_read", "_undo", "reply", "request", "waits")
+
+    def __init__(
+        self,
+        request: protocol.Request,
+        kind: type[R],
+        read: Callable[[R], T],
+        waits: bool = False,
+        undo: "Callable[[R], Call[None]] | None" = None,
+    ) -> None:
         self.request = request
+        self.reply: Reply | None = None
+        self.waits = waits
         self._kind: type[protocol.Result] = kind
         self._read: Callable[[Any], T] = read
+        self._undo: Callable[[Any], Call[None]] | None = undo
 
-    def outcome(self, reply: protocol.AnyResult | protocol.Failure) -> T:
-        """The value of `reply`; raises the error that it carries, ProtocolError where it answers something else."""
-        if isinstance(reply, protocol.Failure):
-            raise protocol.error_of(reply)
+    def outcome(self) -> T:
+        """The value of the reply; raises the error that it carries, ProtocolError where it answers something else."""
+        reply = self.reply
         if not isinstance(reply, self._kind):
+            if isinstance(reply, protocol.Failure):
+                raise protocol.error_of(reply)
             raise ProtocolError(
                 f"a reply of kind {type(reply).__name__} to {type(self.request).__name__}",
                 "client and daemon of different versions?",
@@ -57,6 +75,24 @@ class Call(Generic[T]):
             raise ProtocolError(
                 f"a reply that cannot be: {error}", "client and daemon of different versions?"
             ) from error
+
+    @property
+    def begins(self) -> bool:
+        """Whether its result is something that is to be taken back if nobody has it."""
+        return self._undo is not None
+
+    def farewell(self) -> "Call[None] | None":
+        """What is to be asked for once nobody wants the value of this call, which was sent, any more.
+
+        Before its reply is there: the end of the wait, if it waits. Then: that what it began is taken back.
+        """
+        if self.reply is None:
+            return cancel(self.request.id) if self.waits else None
+        return self._undo(self.reply) if self._undo is not None and isinstance(self.reply, self._kind) else None
+
+
+#: Several calls in turn: a generator of calls that is sent the outcome of each, and returns its own.
+Steps: TypeAlias = Generator[Call[Any], Any, T]
 
 
 def endpoint(dest: Endpoint | None) -> tuple[str | None, int]:
@@ -87,19 +123,28 @@ def _added(result: protocol.Added) -> FlowId:
     return FlowId(result.flow)
 
 
+def _ended(result: protocol.Added) -> Call[None]:
+    return remove_socket(result.flow)
+
+
 def open_handle() -> Call[protocol.Opened]:
     return Call(protocol.OpenHandle(), protocol.Opened, _itself)
+
+
+def close_handle() -> Call[None]:
+    """The last one of a connection."""
+    return Call(protocol.CloseHandle(), protocol.Done, _nothing)
 
 
 def add_socket(traffic_type: int, flow: int, dest: Endpoint | None, adaptive: bool) -> Call[FlowId]:
     """Travels with the socket. `flow` 0 begins a flow, and `traffic_type` counts then only."""
     address, port = endpoint(dest)
     request = protocol.AddSocket(traffic_type=traffic_type, flow=flow, address=address, port=port, adaptive=adaptive)
-    return Call(request, protocol.Added, _added)
+    return Call(request, protocol.Added, _added, undo=_ended if flow == 0 else None)
 
 
 def add_program(traffic_type: int) -> Call[FlowId]:
-    return Call(protocol.AddProgram(traffic_type=traffic_type), protocol.Added, _added)
+    return Call(protocol.AddProgram(traffic_type=traffic_type), protocol.Added, _added, undo=_ended)
 
 
 def remove_socket(flow: int) -> Call[None]:
@@ -163,12 +208,12 @@ def fundamentals(flow: int, fresh: bool) -> Call[FlowFundamentals]:
             result.rtt_us,
         )
 
-    return Call(protocol.QueryFundamentals(flow=flow, fresh=fresh), protocol.Fundamentals, read)
+    return Call(protocol.QueryFundamentals(flow=flow, fresh=fresh), protocol.Fundamentals, read, waits=bool(fresh))
 
 
 def notify(flow: int, condition: int, bandwidth: int) -> Call[None]:
     request = protocol.Notify(flow=flow, condition=condition, bandwidth=bandwidth)
-    return Call(request, protocol.Done, _nothing)
+    return Call(request, protocol.Done, _nothing, waits=True)
 
 
 def cancel(request: int) -> Call[None]:
@@ -183,13 +228,49 @@ def stop_tracking(address: str) -> Call[None]:
     return Call(protocol.StopTracking(address=address), protocol.Done, _nothing)
 
 
-def enumerate_flows(after: int) -> Call[protocol.FlowIds]:
-    return Call(protocol.Enumerate(after=after), protocol.FlowIds, _itself)
+def flow_details(flow: int) -> Call[protocol.FlowDetails]:
+    def read(result: protocol.Flows) -> protocol.FlowDetails:
+        if len(result.flows) != 1:
+            raise ProtocolError(f"{len(result.flows)} flows in reply to one id")
+        return result.flows[0]
+
+    return Call(protocol.ListFlows(flow=flow), protocol.Flows, read)
 
 
-def list_flows(flow: int, after: int) -> Call[protocol.Flows]:
-    return Call(protocol.ListFlows(flow=flow, after=after), protocol.Flows, _itself)
+def all_flow_ids() -> Steps[list[FlowId]]:
+    """The ids of all flows of the machine, page by page."""
+    found: list[FlowId] = []
+    while True:
+        page = yield Call(protocol.Enumerate(after=len(found)), protocol.FlowIds, _itself)
+        found.extend(map(FlowId, page.flows))
+        if not page.more:
+            return found
 
 
-def status(after: int) -> Call[protocol.StatusReport]:
+def all_flows() -> Steps[list[protocol.FlowDetails]]:
+    """Details of all flows that the caller may see, page by page, in the order of slots."""
+    found: list[protocol.FlowDetails] = []
+    after = 0
+    while True:
+        page = yield Call(protocol.ListFlows(after=after), protocol.Flows, _itself)
+        found.extend(page.flows)
+        if not page.more:
+            return found
+        after = found[-1].flow
+
+
+def whole_status() -> Steps[protocol.StatusReport]:
+    """The status with all its devices in one report."""
+    page: protocol.StatusReport = yield _status(0)
+    report = page
+    devices = list(report.datapath["devices"])
+    while page.more:
+        page = yield _status(len(devices))
+        devices += page.datapath["devices"]
+    report.datapath["devices"] = devices
+    report.more = False
+    return report
+
+
+def _status(after: int) -> Call[protocol.StatusReport]:
     return Call(protocol.Status(after=after), protocol.StatusReport, _itself)
