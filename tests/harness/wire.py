@@ -4,9 +4,11 @@ A Wire is one test's view of a lab with a daemon: it hands out sockets on both s
 and closes whatever it handed out.
 """
 
+import ctypes
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,11 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 import qos2
 from demo.capture import Recording
 from demo.lab import Lab, end
+from demo.packets import Packets
 from demo.processes import Daemon, environment
+from qos2.core.bucket import bucket_depth_bytes
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _TESTS = Path(__file__).resolve().parents[1]
 
 #: Until when something that must happen has happened, in seconds.
@@ -197,6 +204,65 @@ def read_to_end(sock: socket.socket) -> int:
     while data := sock.recv(1 << 18):
         total += len(data)
     return total
+
+
+def disconnect(sock: socket.socket) -> None:
+    """Take the peer of a connected UDP socket away: connect(2) to AF_UNSPEC, which Python's own connect cannot."""
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    if _LIBC.connect(sock.fileno(), nowhere, len(nowhere)) != 0:
+        raise OSError(ctypes.get_errno(), "connect to AF_UNSPEC")
+
+
+def marks(packets: Packets) -> list[int]:
+    """The DSCP of each packet, in the order of arrival; and nothing else of a packet may depend on its mark.
+
+    For senders that send the same datagram again and again: all packets between the same two ports must be equal
+    byte for byte, but for the DSCP, the IPv4 header checksum (which must be right) and the IPv4 identification,
+    which counts. Raises AssertionError where they are not.
+    """
+    assert packets.checksum_ok.all()
+    kinds: dict[tuple[bytes, bytes, int, int], bytes] = {}
+    for index in range(len(packets)):
+        way = (
+            packets.source[index].tobytes(),
+            packets.destination[index].tobytes(),
+            int(packets.sport[index]),
+            int(packets.dport[index]),
+        )
+        packet = _without_mark(packets.frame(index))
+        assert kinds.setdefault(way, packet) == packet
+    return [int(dscp) for dscp in packets.dscp]
+
+
+def _without_mark(frame: bytes) -> bytes:
+    """The IP packet of an Ethernet frame with 0 for what the mark may change, and for the IPv4 identification."""
+    packet = bytearray(frame[14:])
+    if packet[0] >> 4 == 4:
+        packet[1] &= 0x03
+        packet[4:6] = packet[10:12] = bytes(2)
+    else:
+        packet[0] &= 0xF0
+        packet[1] &= 0x3F
+    return bytes(packet)
+
+
+def check_rate(packets: Packets, bandwidth: int, begin_ns: int, end_ns: int, largest: int) -> None:
+    """What arrived in begin <= time < end of senders that offer more than their contract all the time.
+
+    `bandwidth` in bits/s at IP level, `largest`: bytes of the largest skb, which passes as a whole. Never more than
+    the contract, one bucket and one skb, and what a stall of this machine held back until it was inside. Not less
+    either, but for one skb, and for credit that nobody took: a silence longer than bucket and skb last is the
+    machine's, and its credit is lost, as it has to be. Raises AssertionError.
+    """
+    inside = packets.select(begin_ns=begin_ns, end_ns=end_ns)
+    times_ns = np.concatenate(([begin_ns], inside.time_ns, [end_ns]))
+    silences_s = np.diff(times_ns) / 1e9
+    spare = bucket_depth_bytes(bandwidth) + largest
+    lost_s = np.maximum(silences_s - spare * 8 / bandwidth, 0).sum()
+    seconds = (end_ns - begin_ns) / 1e9
+    arrived = int(inside.ip_bytes.sum())
+    assert arrived <= bandwidth / 8 * (seconds + max(0.004, silences_s.max())) + spare
+    assert arrived >= 0.98 * bandwidth / 8 * (seconds - lost_s) - spare
 
 
 def eventually(claim: Callable[[], bool]) -> bool:
