@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import qos2
-from bench import control, rate, testrun, traffic, wire
+from bench import control, rate, requests, testrun, traffic, wire
 from bench.figures import Result
 from bench.reasons import REASONS
 from bench.report import Machine, page, show
@@ -36,6 +36,7 @@ GROUPS: dict[str, Callable[[Session], Result]] = {
     "traffic": traffic.measure,
     "wire": wire.measure,
     "rate": rate.measure,
+    "requests": requests.measure,
     "control": control.measure,
 }
 

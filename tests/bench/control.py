@@ -1,67 +1,27 @@
-"""Group `control`: what the daemon costs: requests per second, their latency, its memory, its start."""
+"""Group `control`: what the daemon costs: its memory, its start."""
 
-import json
 import os
 import resource
 import socket
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import qos2
-from bench.figures import Result, Table, Target, percentile, spread
+from bench.figures import Result, Table, Target, spread
 from bench.session import Session
-from demo.lab import Lab, LabError, Namespace, end
-from demo.processes import Daemon, environment
+from demo.lab import Lab, LabError
+from demo.processes import Daemon
 
-_CLIENTS = 4
 _FLOWS = 10_000
 _TESTS = Path(__file__).resolve().parents[1]
 
 
-class Client:
-    """The process of client.py; a context manager."""
-
-    def __init__(self, namespace: Namespace, path: str) -> None:
-        variables = environment()
-        self._process = namespace.popen(
-            *(sys.executable, "-m", "bench.client", path),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=variables | {"PYTHONPATH": f"{_TESTS}:{variables['PYTHONPATH']}"},
-        )
-        if self._line() != "ready\n":
-            end(self._process)
-            raise LabError("a client did not start")
-
-    def begin(self, seconds: float) -> None:
-        """Start a round."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n".encode())
-        self._process.stdin.flush()
-
-    def finish(self) -> list[float]:
-        """The latencies of the round's pairs in microseconds."""
-        found: list[float] = json.loads(self._line())
-        return found
-
-    def close(self) -> None:
-        end(self._process)
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().decode()
-
-
 def measure(session: Session) -> Result:
-    """Start, requests, memory."""
+    """Start and memory."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab("qos2-bench"))
         first, again = _starts(lab, session)
-        with Daemon(lab.app) as daemon:
-            requests, pairs = _requests(lab, daemon, session)
         with Daemon(lab.app) as daemon:
             empty_mib = resident_mib(daemon)
             full_mib = _full(lab, daemon, session)
@@ -78,14 +38,10 @@ def measure(session: Session) -> Result:
     return Result(
         "control",
         "The daemon",
-        "The real daemon on a device in a network namespace. A pair is `add_socket` and `close` of its flow by the "
-        "Python client library, each a request with a reply; clients are processes of their own on the same CPUs. "
-        "Start: from exec until a client can connect. Memory: VmRSS, without flows right after the start.",
-        (requests, resources),
+        "The real daemon on a device in a network namespace. Start: from exec until a client can connect. Memory: "
+        "VmRSS, without flows right after the start.",
+        (resources,),
         (
-            Target(
-                "control-pairs", f"add + remove per second, {_CLIENTS} clients", 5_000, pairs, at_least=True, decimals=0
-            ),
             Target("control-memory", f"memory with {_FLOWS:,} flows", 64, full_mib, "MiB", decimals=1),
             Target("control-start", "start, compiling", 2, spread(first).median, "s"),
             Target("control-restart", "start, programs in place", 2, spread(again).median, "s"),
@@ -134,30 +90,3 @@ def _full(lab: Lab, daemon: Daemon, session: Session) -> float:
             sock.connect(("127.0.0.1", 9))
             qos.add_socket(sock, qos2.TrafficType.VOICE)
         return resident_mib(daemon)
-
-
-def _requests(lab: Lab, daemon: Daemon, session: Session) -> tuple[Table, float]:
-    rates: dict[int, list[float]] = {1: [], _CLIENTS: []}
-    latencies: dict[int, list[float]] = {1: [], _CLIENTS: []}
-    rounds, seconds = session.choose(5, 15), session.choose_s(0.7, 2.0)
-    with ExitStack() as stack:
-        clients = []
-        for _ in range(_CLIENTS):
-            client = Client(lab.app, daemon.socket)
-            stack.callback(client.close)
-            clients.append(client)
-        for number in range(rounds):
-            session.tell(f"add and remove, round {number + 1} of {rounds}")
-            for count in rates:
-                for client in clients[:count]:
-                    client.begin(seconds)
-                pairs = [client.finish() for client in clients[:count]]
-                rates[count].append(sum(map(len, pairs)) / seconds)
-                latencies[count] += [latency for each in pairs for latency in each]
-    rows = []
-    for count, samples in rates.items():
-        name = f"{count} client{'s' * (count > 1)}"
-        p50, p99 = (f"{percentile(latencies[count], percent):,.0f}" for percent in (50, 99))
-        rows.append((name, spread(samples).text(0), p50, p99))
-    table = Table("Add and remove", ("", "pairs per second", "p50, us per pair", "p99, us per pair"), tuple(rows))
-    return table, spread(rates[_CLIENTS]).median

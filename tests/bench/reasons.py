@@ -25,7 +25,6 @@ REASONS: dict[str, str] = {
     "traffic-full-tcp-bulk": f"Mostly {_LOCKED}.",
     "rate-udp": _STARVED,
     "rate-tcp": _STARVED,
-    "control-pairs": "The daemon and its clients share the CPUs with whatever else runs: see the load average above.",
     "control-start": (
         "Nearly all of it is the compiler: bcc takes more than one second of CPU time, more of the clock where other "
         "work runs; a start with the programs in place compiles nothing."
