@@ -204,40 +204,40 @@ static enum transport_result last_words(int fd, char *buffer, size_t room, size_
 	return TRANSPORT_DONE;
 }
 
+/* One attempt. TRANSPORT_LATE: no message, errno says why. */
+static enum transport_result take(int fd, char *buffer, size_t room, int flags, size_t *bytes)
+{
+	/* MSG_TRUNC: the length that the message had. Descriptors with it are not taken, the kernel closes them. */
+	ssize_t got = recv(fd, buffer, room, MSG_TRUNC | flags);
+
+	if (got < 0)
+		return TRANSPORT_LATE;
+	if (got == 0)
+		return last_words(fd, buffer, room, bytes);
+	if ((size_t)got > room)
+		return TRANSPORT_LOST;
+	*bytes = (size_t)got;
+	return TRANSPORT_DONE;
+}
+
 enum transport_result transport_look(int fd, char *buffer, size_t room, int64_t until_ns, size_t *bytes)
 {
-	do {
-		ssize_t got = recv(fd, buffer, room, MSG_TRUNC | MSG_DONTWAIT);
+	enum transport_result result;
 
-		if (got > 0 && (size_t)got <= room) {
-			*bytes = (size_t)got;
-			return TRANSPORT_DONE;
-		}
-		if (got == 0)
-			return last_words(fd, buffer, room, bytes);
-		if (got > 0)
-			return TRANSPORT_LOST;
-		if (errno != EINTR && errno != EAGAIN)
-			return TRANSPORT_LATE;
-	} while (transport_now_ns() < until_ns);
-	return TRANSPORT_LATE;
+	do {
+		result = take(fd, buffer, room, MSG_DONTWAIT, bytes);
+	} while (result == TRANSPORT_LATE && (errno == EINTR || errno == EAGAIN) && transport_now_ns() < until_ns);
+	return result;
 }
 
 enum transport_result transport_receive(int fd, char *buffer, size_t room, int64_t deadline_ns, bool direct,
 					size_t *bytes)
 {
 	for (;;) {
-		/* MSG_TRUNC: the length that the message had. Descriptors with it are not taken, the kernel closes them. */
-		ssize_t got = recv(fd, buffer, room, MSG_TRUNC | (direct ? 0 : MSG_DONTWAIT));
+		enum transport_result result = take(fd, buffer, room, direct ? 0 : MSG_DONTWAIT, bytes);
 
-		if (got > 0 && (size_t)got <= room) {
-			*bytes = (size_t)got;
-			return TRANSPORT_DONE;
-		}
-		if (got == 0)
-			return last_words(fd, buffer, room, bytes);
-		if (got > 0)
-			return TRANSPORT_LOST;
+		if (result != TRANSPORT_LATE)
+			return result;
 		if (errno == ECONNRESET) {
 			/* Told once, and before the last words of a daemon that left requests unread. */
 			direct = false;

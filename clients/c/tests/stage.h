@@ -128,22 +128,24 @@ static inline void expect_threads(int expected)
 	}
 }
 
-static inline void *end_at_once(void *nothing)
+static inline void *tell_number(void *task)
 {
-	return nothing;
+	snprintf((char *)task, 64, "/proc/self/task/%ld", (long)gettid());
+	return NULL;
 }
 
 /* How many threads a program has that has made some: with the first, a sanitizer makes one of its own. */
 static inline int threads_at_rest(void)
 {
+	char task[64];
 	pthread_t first;
-	int before = running_threads();
 
-	EXPECT_EQUAL(0, pthread_create(&first, NULL, end_at_once, NULL));
+	EXPECT_EQUAL(0, pthread_create(&first, NULL, tell_number, task));
 	EXPECT_EQUAL(0, pthread_join(first, NULL));
-	/* Either it is there for good or, as the joined one, not for so long. */
-	for (int waited_ms = 0; running_threads() != before && waited_ms < 100; waited_ms++)
+	for (int waited_ms = 0; access(task, F_OK) == 0; waited_ms++) {
+		EXPECT(waited_ms < PATIENCE_MS);
 		sleep_ms(1);
+	}
 	return running_threads();
 }
 
