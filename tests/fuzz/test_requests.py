@@ -1,0 +1,100 @@
+"""What the daemon reads from its clients, under fire: whole conversations of well-formed and mangled requests.
+
+The real server and service over ports in memory, in the same process, so that a bug is seen as one. Each request has
+one reply, at once or when what it waits for ends; none is `internal`; at the end everything is given back.
+"""
+
+import json
+import socket
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qos2.wire import protocol
+from unit.server_stage import RawClient, Stage, staged, udp
+
+PEER = ("192.0.2.7", 5004)
+#: Small numbers often enough that enumerations, flags and flows are met.
+NUMBER = st.integers(-1, 6) | st.integers(-(2**63), 2**63 - 1) | st.sampled_from([8_000, 64_000, 2**32 - 1, 2**32])
+ADDRESS = st.sampled_from(
+    ["192.0.2.7", "0.0.0.0", "::", "::ffff:192.0.2.7", "2001:db8::7", "fe80::1%lo", "nowhere", ""]
+)
+SCALAR = NUMBER | ADDRESS | st.booleans() | st.none() | st.text(max_size=8)
+
+FIELDS = {
+    "flow": st.just("first") | NUMBER,
+    "request": st.integers(0, 12) | NUMBER,
+    "address": ADDRESS | st.none(),
+    "adaptive": st.booleans(),
+    "fresh": st.booleans(),
+    "version": st.just([1, 0]) | st.lists(NUMBER, max_size=3),
+}
+
+
+def fields_of(kind: type[protocol.Request]) -> st.SearchStrategy[dict[str, Any]]:
+    """Arguments of one operation, most of them of the right type, some left out, sometimes one too many."""
+    named = {name: FIELDS.get(name, NUMBER) for name in kind.__struct_fields__ if name not in ("v", "id")}
+    right = st.fixed_dictionaries({}, optional=named)
+    wrong = st.fixed_dictionaries({}, optional=dict.fromkeys([*named, "surplus"], SCALAR))
+    return st.tuples(right, st.just({}) | wrong).map(lambda both: both[0] | both[1])
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
+    """One request without its number, and how many descriptors go with it."""
+    kind = draw(st.sampled_from(protocol.Request.__subclasses__()))
+    needs = 1 if kind in (protocol.AddSocket, protocol.RemoveSocket) else 0
+    descriptors = draw(st.just(needs) | st.integers(0, 2))
+    return {"op": str(kind.__struct_config__.tag)} | draw(fields_of(kind)), descriptors
+
+
+class Conversation:
+    """One connection. `replies` by the number of their request."""
+
+    def __init__(self, client: RawClient, sock: socket.socket) -> None:
+        self._client = client
+        self._sock = sock
+        self._flow = 0
+        self.asked = 0
+        self.replies: dict[int, dict[str, Any]] = {}
+
+    def say(self, fields: dict[str, Any], descriptors: int) -> None:
+        """Ask, and read everything that has come when a question behind it is answered."""
+        self.asked += 1
+        if fields.get("flow") == "first":
+            fields = fields | {"flow": self._flow}
+        message = {"id": self.asked} | fields
+        self._client.send(json.dumps(message).encode(), (self._sock.fileno(),) * descriptors)
+        self._client.send(b'{"op":"status","id":0}')
+        while (reply := self._client.receive())["id"] != 0:
+            assert reply["id"] not in self.replies, "a second reply"
+            assert reply.get("code") != "internal", (message, reply)
+            self.replies[reply["id"]] = reply
+            if reply["result"] == "added":
+                self._flow = reply["flow"]
+
+
+def converse(stage: Stage, said: list[tuple[dict[str, Any], int]]) -> None:
+    with stage.connection(opened=False) as client, udp(PEER) as sock:
+        conversation = Conversation(client, sock)
+        conversation.say({"op": "open_handle"}, 0)
+        for fields, descriptors in said:
+            conversation.say(fields, descriptors)
+        conversation.say({"op": "close_handle"}, 0)
+        # What waited is cancelled by the end of the handle at the latest.
+        assert set(conversation.replies) == set(range(1, conversation.asked + 1))
+    stage.settle()
+    assert stage.call(lambda: (stage.service.flows, stage.service.handles, stage.service.pending)) == (0, 0, 0)
+    assert stage.datapath.policies == {}
+
+
+def test_no_conversation_disturbs_the_daemon() -> None:
+    with staged() as stage:  # compares the open descriptors of before and after
+
+        @settings(max_examples=150, deadline=None)
+        @given(st.lists(requests(), max_size=12))
+        def holds(said: list[tuple[dict[str, Any], int]]) -> None:
+            converse(stage, said)
+
+        holds()
