@@ -25,7 +25,7 @@ from qos2.core.notifications import Completion
 from qos2.core.service import Service
 from qos2.errors import InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
 from qos2.inbox import Inbox
-from qos2.listener import listen_at as listen_at  # part of what this module offers
+from qos2.listener import listen_at
 from qos2.session import Session, reply_of
 from qos2.sockets import Closer, Passed, peer_of
 from qos2.wire import protocol

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from qos2.core.service import Limits
 from qos2.errors import AlreadyRunning, ConfigError
-from qos2.server import QUEUED_REPLIES, listen_at
+from qos2.listener import listen_at
+from qos2.server import QUEUED_REPLIES
 from qos2.wire import protocol
 from unit.server_stage import (
     PEER,
