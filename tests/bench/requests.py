@@ -114,7 +114,7 @@ _Load = tuple[str, int]
 
 
 def _rounds(session: Session, crowds: dict[str, list[Client]]) -> tuple[dict[_Load, _Rounds], dict[_Load, _Rounds]]:
-    rounds, seconds = session.choose(5, 15), session.choose_s(0.7, 2.0)
+    rounds, seconds = session.choose(5, 9), session.choose_s(0.7, 2.0)
     loads = [(language, count) for count in _TARGETS for language in crowds]
     full, half = ({load: _Rounds(seconds) for load in loads} for _ in range(2))
     for number in range(rounds):
