@@ -2,54 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 
 import qos2
 import qos2.aio
 from qos2.wire.connection import MAX_AHEAD
+from unit.aio_stage import asked, closing, opened, run
 from unit.scripted_daemon import ScriptedDaemon, answer_rate, expected, in_thread, scripted
 from unit.server_stage import PEER, Stage, staged, udp
 
+pytest_plugins = ("unit.channel_fixtures",)
+
 CONGESTED = qos2.Condition.CONGESTED
 VOICE = qos2.TrafficType.VOICE
-
-
-@pytest.fixture
-def daemon() -> Iterator[ScriptedDaemon]:
-    with scripted() as made:
-        yield made
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """In a new loop, within a minute."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await main()
-
-    asyncio.run(bounded())
-
-
-async def opened(daemon: ScriptedDaemon, **options: Any) -> qos2.aio.Handle:
-    welcoming = in_thread(daemon.welcome)
-    handle = await qos2.aio.Handle(daemon.path, **options)
-    await asyncio.wrap_future(welcoming)
-    return handle
-
-
-async def asked(daemon: ScriptedDaemon, op: str) -> dict[str, Any]:
-    """The next request, while the loop goes on."""
-    return await asyncio.wrap_future(in_thread(lambda: daemon.receive(op)))
-
-
-async def closing(daemon: ScriptedDaemon, qos: qos2.aio.Handle) -> None:
-    closed = asyncio.ensure_future(qos.close())
-    daemon.answer(await asked(daemon, "close_handle"))
-    await closed
 
 
 # The daemon is not there, hangs, talks nonsense, or goes

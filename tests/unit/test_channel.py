@@ -7,7 +7,6 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,29 +28,12 @@ from unit.scripted_daemon import (
 )
 from unit.server_stage import Stage, udp
 
+pytest_plugins = ("unit.channel_fixtures",)
+pytestmark = pytest.mark.usefixtures("asleep")
+
 CONGESTED = qos2.Condition.CONGESTED
 
 VOICE = qos2.TrafficType.VOICE
-
-
-@pytest.fixture(autouse=True)
-def asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread looks after itself: who forgets to wake it is found out."""
-    monkeypatch.setattr("qos2.channel.transport.RECHECK_S", 3600.0)
-
-
-@pytest.fixture
-def daemon() -> Iterator[ScriptedDaemon]:
-    with scripted() as made:
-        yield made
-
-
-@pytest.fixture
-def qos(daemon: ScriptedDaemon) -> Iterator[qos2.Handle]:
-    handle = daemon.open(timeout=PATIENCE_S)
-    yield handle
-    if not handle.closed:
-        closing(daemon, handle)
 
 
 # Replies find their calls

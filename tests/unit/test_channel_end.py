@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,31 +15,17 @@ from unit.scripted_daemon import (
     Interrupted,
     ScriptedDaemon,
     answer_rate,
-    closing,
     expected,
     in_thread,
     interrupt,
     rate_of,
-    scripted,
     signals,
 )
 from unit.server_stage import CONTROLPLANE, PEER, Stage, staged, udp
 
+pytest_plugins = ("unit.channel_fixtures",)
+
 CONGESTED = qos2.Condition.CONGESTED
-
-
-@pytest.fixture
-def daemon() -> Iterator[ScriptedDaemon]:
-    with scripted() as made:
-        yield made
-
-
-@pytest.fixture
-def qos(daemon: ScriptedDaemon) -> Iterator[qos2.Handle]:
-    handle = daemon.open(timeout=PATIENCE_S)
-    yield handle
-    if not handle.closed:
-        closing(daemon, handle)
 
 
 # The end

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,39 +15,20 @@ from unit.scripted_daemon import (
     Interrupted,
     ScriptedDaemon,
     answer_rate,
-    closing,
     expected,
     in_thread,
     interrupt,
     rate_of,
-    scripted,
     signals,
 )
 from unit.server_stage import PEER, Stage, staged, udp
 
+pytest_plugins = ("unit.channel_fixtures",)
+pytestmark = pytest.mark.usefixtures("asleep")
+
 CONGESTED = qos2.Condition.CONGESTED
 
 VOICE = qos2.TrafficType.VOICE
-
-
-@pytest.fixture(autouse=True)
-def asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread looks after itself: who forgets to wake it is found out."""
-    monkeypatch.setattr("qos2.channel.transport.RECHECK_S", 3600.0)
-
-
-@pytest.fixture
-def daemon() -> Iterator[ScriptedDaemon]:
-    with scripted() as made:
-        yield made
-
-
-@pytest.fixture
-def qos(daemon: ScriptedDaemon) -> Iterator[qos2.Handle]:
-    handle = daemon.open(timeout=PATIENCE_S)
-    yield handle
-    if not handle.closed:
-        closing(daemon, handle)
 
 
 def test_an_exception_of_a_signal_leaves_nothing_behind(daemon: ScriptedDaemon, qos: qos2.Handle) -> None:

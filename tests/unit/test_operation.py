@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -19,26 +18,13 @@ from unit.scripted_daemon import (
     expected,
     in_thread,
     rate_of,
-    scripted,
 )
 from unit.server_stage import PEER, Stage, open_descriptors, udp
 
+pytest_plugins = ("unit.channel_fixtures",)
+
 CONGESTED = qos2.Condition.CONGESTED
 VOICE = qos2.TrafficType.VOICE
-
-
-@pytest.fixture
-def daemon() -> Iterator[ScriptedDaemon]:
-    with scripted() as made:
-        yield made
-
-
-@pytest.fixture
-def qos(daemon: ScriptedDaemon) -> Iterator[qos2.Handle]:
-    handle = daemon.open(timeout=PATIENCE_S)
-    yield handle
-    if not handle.closed:
-        closing(daemon, handle)
 
 
 def helpers() -> int:
