@@ -291,6 +291,23 @@ def test_a_daemon_that_went_away_is_lost_and_stays_lost(stage: Stage, qos: qos2.
         flow.close()
 
 
+def test_last_words_are_heard_behind_the_end() -> None:
+    """The daemon refuses and closes while the client looks: the kernel may tell the end first (1 of 1,000 times)."""
+    code = """
+import collections, qos2
+seen = collections.Counter()
+for _ in range(4000):
+    try:
+        qos2.Handle()
+    except qos2.QosError as error:
+        seen[error.code] += 1
+print(dict(seen))
+"""
+    with staged(connections=1) as stage, stage.connection(), stage.script(code) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "{'limit_exceeded': 4000}\n"
+
+
 def test_a_connection_refused_for_a_limit_says_so() -> None:
     with staged(connections=1) as stage, qos2.Handle(stage.path):
         for _ in range(20):

@@ -98,7 +98,26 @@ class Link:
             if error.errno is None:
                 raise  # a TimeoutError of a signal handler, say
             return False
+        self._look_behind_the_end()
         return True
+
+    def _look_behind_the_end(self) -> None:
+        """Last words, where the end was told before them.
+
+        A recv() may find no message, then the other end sends its last one and closes, and then the same recv()
+        sees that and tells the end (unix_dgram_recvmsg() of Linux).
+        """
+        while self.arrived == [b""]:
+            try:
+                self.arrived.extend(map(self._socket.recv, _WHOLE, _AT_ONCE))
+            except ConnectionError:
+                continue  # told once
+            except OSError as error:
+                if error.errno is None:
+                    raise  # a TimeoutError of a signal handler, say
+                return
+            del self.arrived[0]  # the last words, or the end again
+            return
 
     def _receive_awake(self) -> bool:
         """Look for a packet for a moment, without falling asleep (ADR 0013)."""
@@ -113,6 +132,7 @@ class Link:
                 if error.errno is None:
                     raise  # a TimeoutError of a signal handler, say
                 return False  # asked again, and judged, by the caller
+            self._look_behind_the_end()
             self._vigil.paid()
             return True
         self._vigil.was_in_vain()
@@ -133,6 +153,7 @@ class Link:
                 raise  # a TimeoutError of a signal handler, say
             if not isinstance(error, BlockingIOError):
                 self.arrived.append(b"")
+        self._look_behind_the_end()
         return bool(self.arrived)
 
     def shut(self) -> None:
