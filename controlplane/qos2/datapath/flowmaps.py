@@ -122,9 +122,8 @@ class FlowMaps:
             self.used += 1
         marks = policy.dscp is not None
         ns_per_byte_20, depth_ns = contract(policy.bandwidth)
-        _POLICY.pack_into(
-            memory,
-            at + _FLOW_ID.size,
+        # Not pack_into(), which writes zeros first: a packet in between would find no flow, no mark and no rate.
+        memory[at + _FLOW_ID.size : at + _POLICY_BYTES] = _POLICY.pack(
             policy.dscp or 0,
             policy.non_conformant_dscp,
             policy.action if ns_per_byte_20 else Action.NONE,
@@ -134,7 +133,8 @@ class FlowMaps:
             htb_minor,
             policy.flow,
         )
-        _FLOW_ID.pack_into(memory, at, policy.flow)
+        if fresh:
+            memory[at : at + _FLOW_ID.size] = _FLOW_ID.pack(policy.flow)
 
     def end(self, flow: FlowId) -> None:
         """From now on packets of the flow's sockets pass untouched."""
