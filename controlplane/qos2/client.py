@@ -128,6 +128,8 @@ class Flow:
     def fundamentals(self, fresh: bool = False) -> FlowFundamentals:
         """Estimates of the path of an adaptive flow; with `fresh`, as long as it takes, those of a new measurement.
 
+        Numbers that were measured; `statements` has their ages and methods, and lower bounds.
+
         Raises NotSupported where nothing can be learnt about the path, NoData where nothing is known yet, and
         Retry where it cannot be measured now.
         """
@@ -149,6 +151,15 @@ class Flow:
     def begin_notify(self, condition: Condition, bandwidth: int = 0) -> Operation[None]:
         """As `notify`, without waiting."""
         return self._channel.begin(calls.notify(self.id, condition, bandwidth))
+
+    def report(self, *, rtt: float | None = None, loss: float | None = None, delivered: int | None = None) -> None:
+        """Tell what the application knows of this flow since its last report, as RTCP or QUIC tell it.
+
+        `rtt` in seconds, `loss` the share 0..1 of its packets, `delivered` the bytes at IP level that have arrived; at
+        least one. Congestion of UDP is judged by that. A report every 100 ms to 1 s is best. Raises InvalidRequest,
+        and NotSupported for a flow of several sockets.
+        """
+        self._channel.run(calls.report(self.id, rtt, loss, delivered))
 
     def close(self) -> None:
         """End the flow: its packets pass untouched from now on. Does nothing where it has ended already."""
@@ -241,6 +252,10 @@ class Handle:
     def flow_details(self, flow: int) -> protocol.FlowDetails:
         """Details of one flow; NoSuchFlow where there is none of this id that the caller may see."""
         return self._channel.run(calls.flow_details(flow))
+
+    def explain(self, flow: int) -> protocol.Explanation:
+        """Why a flow that the caller may see is called congested or not: its last changes, each with its evidence."""
+        return self._channel.run(calls.explain(flow))
 
     def status(self) -> protocol.StatusReport:
         """The daemon and its datapath, all devices in one report."""

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from qos2.core.rules import Deniable
+from qos2.core.thresholds import Thresholds
 from qos2.errors import ConfigError
 from qos2.model import SLOT_MASK
 
@@ -57,6 +58,26 @@ class Config:
     strict: bool = False
     #: What nobody may do, root included: core.rules.Deniable.
     deny: tuple[Deniable, ...] = ()
+    #: Hosts beyond a router: "default" as those on the link, "windows" without estimates, as there.
+    off_link: Literal["default", "windows"] = "default"
+    #: Whether paths in use are probed; without, only what TCP flows and applications tell is known.
+    probing: bool = True
+    #: UDP port of reflectors.
+    probe_port: Annotated[int, Meta(ge=1, le=0xFFFF)] = 862
+    #: Of the measured capacity of a path, at most so much goes into probes on average.
+    probe_share_percent: Annotated[float, Meta(ge=0.01, le=10)] = 1.0
+    #: When a flow is congested: core.thresholds.Thresholds says what each means, and why it is what it is.
+    congested_queue_delay_ms: float = Thresholds.congested_queue_delay_ms
+    congested_rtt_share: float = Thresholds.congested_rtt_share
+    congested_loss: float = Thresholds.congested_loss
+    congested_ce: float = Thresholds.congested_ce
+    congested_bad_windows: int = Thresholds.congested_bad_windows
+    congested_window_count: int = Thresholds.congested_window_count
+    congested_dwell_s: float = Thresholds.congested_dwell_s
+    uncongested_share: float = Thresholds.uncongested_share
+    uncongested_good_windows: int = Thresholds.uncongested_good_windows
+    unknown_after_s: float = Thresholds.unknown_after_s
+    baseline_rise_s: float = Thresholds.baseline_rise_s
     #: Directory on a bpffs for what must outlive the daemon.
     pin_path: Path = Path("/sys/fs/bpf/qos2")
     #: Set IP_TOS / IPV6_TCLASS on passed sockets of one flow, so that the datapath seldom has to rewrite.
@@ -78,6 +99,13 @@ class Config:
             parse_endpoint(self.metrics)
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level: {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+
+        _ = self.thresholds  # contradictions among them
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """When a flow is congested."""
+        return Thresholds(**{each.name: getattr(self, each.name) for each in fields(Thresholds)})
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:

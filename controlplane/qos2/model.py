@@ -81,6 +81,49 @@ class Condition(IntEnum):
     AVAILABLE = 2
 
 
+class FlowState(StrEnum):
+    """What is said of a flow's way through the network. RATE_LIMITED: free, and held back by its own contract."""
+
+    UNKNOWN = "unknown"
+    UNCONGESTED = "uncongested"
+    RATE_LIMITED = "rate_limited"
+    CONGESTED = "congested"
+
+
+class Cause(StrEnum):
+    """What a state other than UNCONGESTED rests on. PROBE: what probes of the path saw, not the flow itself."""
+
+    QUEUE_DELAY = "queue_delay"
+    LOSS = "loss"
+    CE = "ce"
+    PROBE = "probe"
+    CONTRACT = "contract"  #: of RATE_LIMITED
+
+
+class Reach(StrEnum):
+    """How a host is reached: without a gateway, by one, or not as one host at all (a group, a broadcast address)."""
+
+    ON_LINK = "on_link"
+    ROUTED = "routed"
+    NO_HOST = "no_host"
+
+
+class Quality(StrEnum):
+    """How good a number about a path is. LOWER_BOUND: it may be more, nothing tested that, or that was long ago."""
+
+    MEASURED = "measured"
+    LOWER_BOUND = "lower_bound"
+
+
+class Method(StrEnum):
+    """How a number about a path came about."""
+
+    TCP = "tcp"  #: what TCP flows to the host were seen to do
+    REPORT = "report"  #: what the application said
+    PROBE = "probe"  #: single probes to a reflector
+    TRAIN = "train"  #: trains of probes to a reflector
+
+
 class Action(IntEnum):
     """What a rate contract does with a packet that comes too early (enum qos_action)."""
 
@@ -124,12 +167,63 @@ class PacketPriority:
 
 
 @dataclass(frozen=True, slots=True)
+class Statement:
+    """One number about a path: bits/s or microseconds, how it came about, and seconds since it was last confirmed."""
+
+    value: int
+    quality: Quality
+    method: Method
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class FlowFundamentals:
-    """QOS_FLOW_FUNDAMENTALS: None where not known. Bandwidths in bits/s, rtt in microseconds."""
+    """QOS_FLOW_FUNDAMENTALS: None where not known. Bandwidths in bits/s, rtt in microseconds.
+
+    `statements` says of "bottleneck", "available" and "rtt" how each is known; it also has lower bounds, which the
+    three numbers leave out. Available is what nobody uses and no adaptive flow to the host is promised.
+    """
 
     bottleneck: Bandwidth | None = None
     available: Bandwidth | None = None
     rtt_us: int | None = None
+    statements: Mapping[str, Statement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is said of a flow, since when (seconds of the daemon's clock), and the numbers that it rests on."""
+
+    state: FlowState = FlowState.UNKNOWN
+    cause: Cause | None = None
+    since_s: float = 0.0
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a flow is in its state. `changes`: the last judgements, newest first, the present one among them."""
+
+    source: Method | None  #: where its signals come from; None: it has none
+    changes: tuple[Judgement, ...]
+    signals: Mapping[str, float]  #: the latest numbers, by the names used as evidence
+
+    @property
+    def judgement(self) -> Judgement:
+        """The present one."""
+        return self.changes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PathReport:
+    """What an application says of its own traffic since its last report. None: it does not know.
+
+    Its round trip time in seconds, the share 0..1 that was lost, and the bytes (IP level) that have arrived.
+    """
+
+    rtt_s: float | None = None
+    loss: float | None = None
+    delivered_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,6 +297,7 @@ class SocketFacts(NamedTuple):
     listening: bool
     peer: Destination | None  #: where it is connected to
     netns_cookie: int  #: of its network namespace
+    local: Destination | None = None  #: its own end, of a connected socket
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qos2.config import Config
+from qos2.core.congestion import Detector
 from qos2.core.ports import Conditions, Paths
 from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.kernel import KernelDatapath
 from qos2.datapath.pins import Pins
 from qos2.errors import BY_CODE
-from qos2.exporter import Exporter, RequestMeter, Snapshot, render
+from qos2.exporter import Exporter
 from qos2.listener import clear_stale
+from qos2.metrics import NotificationMeter, PathsSnapshot, RequestMeter, Snapshot, render
 from qos2.model import TrafficType
-from qos2.paths.link import LinkPaths, UnknownConditions
+from qos2.paths.conditions import JudgedFlows
+from qos2.paths.estimates import MeasuredPaths
+from qos2.paths.observatory import Observatory
+from qos2.paths.prober import Prober
+from qos2.paths.tcp import TcpDiagnosis
 from qos2.server import Server
 from qos2.version import version
 from qos2.wire import protocol
@@ -45,8 +51,10 @@ class Daemon:
     datapath: KernelDatapath
     service: Service
     server: Server
+    observatory: Observatory | None  #: none where a test steers paths and conditions
     exporter: Exporter | None
     meter: RequestMeter
+    notifications: NotificationMeter
 
     def __post_init__(self) -> None:
         self._watched: set[int] = set()
@@ -96,8 +104,9 @@ class Daemon:
         self._follow_namespaces()
 
     def follow(self) -> None:
-        """Whoever waited for what has come about by now is told so; on the daemon's loop."""
-        self.service.follow()
+        """Signals are read, and whoever waited for what they mean is told so; on the daemon's loop."""
+        signal_s = None if self.observatory is None else self.observatory.step()
+        self.service.follow(signal_s)
         self.server.deliver()
 
     def _follow_namespaces(self) -> None:
@@ -133,6 +142,21 @@ class Daemon:
             pending_requests=self.service.pending,
             refused_connections=self.server.refused,
             requests=self.meter,
+            paths=self._paths_snapshot(),
+        )
+
+    def _paths_snapshot(self) -> PathsSnapshot | None:
+        if self.observatory is None:
+            return None
+        paths, conditions = self.observatory.paths, self.observatory.conditions
+        return PathsSnapshot(
+            states=conditions.census(),
+            hosts=paths.hosts,
+            reflectors=paths.reflectors,
+            estimates=paths.census(),
+            admissions=paths.admissions,
+            probes=self.observatory.prober.counters.copy(),
+            notifications=self.notifications,
         )
 
 
@@ -146,11 +170,11 @@ def assembled(
     cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
     """
     clear_stale(str(config.socket))  # before any device is touched
-    with contextlib.closing(
-        KernelDatapath(
+    with contextlib.ExitStack() as undo:
+        datapath = KernelDatapath(
             pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
         )
-    ) as datapath:
+        undo.callback(datapath.close)
         limits = Limits(
             flows_per_uid=config.flows_per_uid,
             flows_per_privileged_uid=max(config.flows_per_uid, config.max_flows),
@@ -160,24 +184,44 @@ def assembled(
             pending_per_handle=config.pending_per_handle,
             tracked_per_uid=config.tracked_per_uid,
         )
+        observatory = None
+        if paths is None or conditions is None:
+            observatory = _observatory(datapath, config)
+            paths, conditions = observatory.paths, observatory.conditions
+            undo.callback(observatory.close)
         service = Service(
             datapath,
             time.monotonic,
             limits,
             version(),
-            paths=paths if paths is not None else LinkPaths(datapath.devices.on_link),
-            conditions=conditions if conditions is not None else UnknownConditions(),
+            paths=paths,
+            conditions=conditions,
             rules=Rules(config.strict, frozenset(config.deny)),
         )
         meter = RequestMeter(protocol.OPERATIONS, ("ok", *BY_CODE))
+        notifications = NotificationMeter()
         server = Server(
             service,
             str(config.socket),
             observe=meter.observe,
+            notified=notifications.observe,
             mode=config.socket_mode,
             logger=logging.getLogger("qos2d.server"),
             connections=config.connections,
             connections_per_uid=config.handles_per_uid,
         )
         exporter = Exporter(config.metrics_address) if config.metrics_address else None
-        yield Daemon(datapath, service, server, exporter, meter)
+        yield Daemon(datapath, service, server, observatory, exporter, meter, notifications)
+
+
+def _observatory(datapath: KernelDatapath, config: Config) -> Observatory:
+    clock = time.monotonic
+    enter = datapath.devices.enter
+    paths = MeasuredPaths(
+        datapath.devices.reach,
+        clock,
+        probe_share=config.probe_share_percent / 100 if config.probing else 0.0,
+        beyond_link=config.off_link == "default",
+    )
+    conditions = JudgedFlows(Detector(config.thresholds, datapath.max_flows + 1), datapath.signals, paths, clock)
+    return Observatory(paths, conditions, Prober(enter, config.probe_port, clock), TcpDiagnosis(enter), clock)

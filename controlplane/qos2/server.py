@@ -26,6 +26,7 @@ from qos2.core.service import Service
 from qos2.errors import InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
 from qos2.inbox import Inbox
 from qos2.listener import listen_at
+from qos2.model import Condition
 from qos2.session import Session, reply_of
 from qos2.sockets import Closer, Passed, peer_of
 from qos2.wire import protocol
@@ -82,10 +83,10 @@ class _Client:
 class Server:
     """Serves a Service on an AF_UNIX SOCK_SEQPACKET socket at `path`, in the running asyncio loop.
 
-    `observe` is called with operation ("invalid" for what is none), result ("ok" or the code of the error)
-    and seconds, once per request, when it is answered. `connections` bounds all connections,
-    `connections_per_uid` those of one user other than root: a connection takes a place before it has opened
-    its handle.
+    `observe` is called once per request, when it is answered, with operation ("invalid" for what is none), result
+    ("ok" or the code of the error) and seconds; `notified` with a condition and the seconds from its signals to the
+    reply. `connections` bounds all connections, `connections_per_uid` those of one user other than root: a connection
+    takes a place before it has opened its handle.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Server:
         path: str,
         *,
         observe: Callable[[str, str, float], None],
+        notified: Callable[[Condition, float], None] = lambda _condition, _seconds: None,
         mode: int = 0o666,
         logger: logging.Logger,
         connections: int = 4096,
@@ -102,6 +104,7 @@ class Server:
         self._service = service
         self._path = path
         self._observe = observe
+        self._notified = notified
         self._mode = mode
         self._log = logger
         self._most_connections = connections
@@ -119,8 +122,7 @@ class Server:
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self._resume: asyncio.TimerHandle | None = None
-        #: Connections refused or given up, by reason: connections, connections_per_uid, not_reading,
-        #: resources, credentials.
+        #: Connections refused or given up, by reason: a limit, not_reading, resources, credentials.
         self.refused: Counter[str] = Counter()
 
     @property
@@ -325,6 +327,8 @@ class Server:
             del self._by_handle[completion.handle]
         result = "ok" if completion.error is None else completion.error.code
         self._observe(op, result, time.perf_counter() - began_s)
+        if completion.condition is not None and completion.signal_s is not None:
+            self._notified(completion.condition, time.monotonic() - completion.signal_s)
 
     def _send(self, client: _Client, reply: bytes, *, late: bool = False) -> None:
         if not client.replies and not client.late:

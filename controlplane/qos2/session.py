@@ -14,7 +14,7 @@ from qos2.core.notifications import Completion
 from qos2.core.service import Service
 from qos2.core.views import FlowView
 from qos2.errors import InvalidHandle, InvalidRequest, ProtocolError
-from qos2.model import Destination, FlowFundamentals, Peer
+from qos2.model import Destination, FlowFundamentals, PathReport, Peer
 from qos2.sockets import Passed, parse_destination
 from qos2.wire import protocol
 
@@ -23,8 +23,8 @@ _CLOSED = -1
 #: Room for the fields around the entries of a page.
 _FRAME_BYTES = 512
 _PAGE_BYTES = protocol.MAX_MESSAGE_BYTES - _FRAME_BYTES
-#: Flows asked of the service for one page; a short entry has about 600 bytes.
-_PAGE_FLOWS = 32
+#: Flows asked of the service for one page; a short entry has about 900 bytes.
+_PAGE_FLOWS = 20
 #: Ids in one page: ten digits and a comma each.
 _PAGE_IDS = _PAGE_BYTES // 11
 #: So many shapers of one flow are told one by one.
@@ -193,6 +193,32 @@ class Session:
         )
         return protocol.Done(id=request.id) if holds else None
 
+    def _report(self, request: protocol.Report, _: Passed | None) -> protocol.Result:
+        rtt_s = None if request.rtt_us is None else request.rtt_us / 1e6
+        report = PathReport(rtt_s, request.loss, request.delivered_bytes)
+        self._service.report(self._handle, request.flow, report)
+        return protocol.Done(id=request.id)
+
+    def _explain(self, request: protocol.Explain, _: Passed | None) -> protocol.Result:
+        told = self._service.explain(self._handle, request.flow)
+        why, view = told.explanation, told.view
+        changes = (view.judgement,) if why is None else why.changes
+        return protocol.Explanation(
+            id=request.id,
+            changes=[
+                protocol.StateChange(
+                    state=each.state,
+                    cause=each.cause,
+                    ago_s=max(0.0, told.now_s - each.since_s),
+                    evidence=dict(each.evidence),
+                )
+                for each in changes
+            ],
+            source=None if why is None else why.source,
+            signals={} if why is None else dict(why.signals),
+            estimates=told.estimate,
+        )
+
     def _cancel(self, request: protocol.Cancel, _: Passed | None) -> protocol.Result:
         self._service.cancel(self._handle, request.request)
         return protocol.Done(id=request.id)
@@ -220,6 +246,8 @@ _ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Resul
     protocol.QueryFundamentals: Session._fundamentals,
     protocol.QueryStats: Session._stats,
     protocol.Notify: Session._notify,
+    protocol.Report: Session._report,
+    protocol.Explain: Session._explain,
     protocol.Cancel: Session._cancel,
     protocol.StartTracking: Session._start_tracking,
     protocol.StopTracking: Session._stop_tracking,
@@ -241,7 +269,11 @@ def reply_of(completion: Completion) -> protocol.Result | protocol.Failure:
 
 def _fundamentals(request: int, found: FlowFundamentals) -> protocol.Fundamentals:
     return protocol.Fundamentals(
-        id=request, bottleneck=found.bottleneck, available=found.available, rtt_us=found.rtt_us
+        id=request,
+        bottleneck=found.bottleneck,
+        available=found.available,
+        rtt_us=found.rtt_us,
+        statements=dict(found.statements),
     )
 
 
@@ -290,6 +322,10 @@ def _details(view: FlowView) -> protocol.FlowDetails:
         whole_program=view.whole_program,
         shapers=shapers,
         stats=_mapping(view.stats),
+        state=view.judgement.state,
+        cause=view.judgement.cause,
+        state_s=view.judged_for_s,
+        evidence=dict(view.judgement.evidence),
     )
 
 

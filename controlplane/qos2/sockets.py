@@ -63,6 +63,7 @@ def _facts(passed: socket.SocketType) -> SocketFacts:
     option = passed.getsockopt
     listening = transport is Transport.TCP and option(_SOCKET, socket.SO_ACCEPTCONN) != 0
     peer: Destination | None = None
+    local: Destination | None = None
     if not listening:
         try:
             name = passed.getpeername()
@@ -70,6 +71,9 @@ def _facts(passed: socket.SocketType) -> SocketFacts:
             pass  # not connected: the usual case for UDP and no error
         else:
             peer = parse_destination(name[0], name[1])
+            if transport is Transport.TCP:
+                own = passed.getsockname()
+                local = Destination.parse(own[0], own[1])  # not remembered: each has a port of its own
     try:
         netns_cookie = int.from_bytes(option(_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
@@ -82,6 +86,7 @@ def _facts(passed: socket.SocketType) -> SocketFacts:
         listening,
         peer,
         netns_cookie,
+        local,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which hosts are on the link, asked of real routing tables: those of a namespace that the test makes."""
+"""How hosts are reached, asked of real routing tables: those of a namespace that the test makes."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ import pytest
 
 from qos2.datapath.devices import Devices
 from qos2.datapath.links import Namespace
-from qos2.datapath.routes import is_on_link
+from qos2.datapath.routes import reach
 from qos2.errors import HostUnreachable
+from qos2.model import Reach
 
 pytestmark = pytest.mark.datapath
 
@@ -42,23 +43,23 @@ def namespace() -> Iterator[Namespace]:
 
 
 @pytest.mark.parametrize(
-    ("address", "on_link"),
+    ("address", "way"),
     [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("192.0.2.1", True),
-        ("192.0.2.7", True),
-        ("2001:db8::7", True),
-        ("203.0.113.7", True),
-        ("198.51.100.7", False),
-        ("2001:db8:1::7", False),
-        ("10.1.2.3", False),
-        ("192.0.2.255", False),
-        ("ff02::1", False),
+        ("127.0.0.1", Reach.ON_LINK),
+        ("::1", Reach.ON_LINK),
+        ("192.0.2.1", Reach.ON_LINK),
+        ("192.0.2.7", Reach.ON_LINK),
+        ("2001:db8::7", Reach.ON_LINK),
+        ("203.0.113.7", Reach.ON_LINK),
+        ("198.51.100.7", Reach.ROUTED),
+        ("2001:db8:1::7", Reach.ROUTED),
+        ("10.1.2.3", Reach.ROUTED),
+        ("192.0.2.255", Reach.NO_HOST),
+        ("ff02::1", Reach.NO_HOST),
     ],
 )
-def test_a_host_is_on_the_link_if_no_gateway_is_between(namespace: Namespace, address: str, on_link: bool) -> None:
-    assert is_on_link(namespace.conversation, ip_address(address)) is on_link
+def test_a_host_is_on_the_link_if_no_gateway_is_between(namespace: Namespace, address: str, way: Reach) -> None:
+    assert reach(namespace.conversation, ip_address(address)) is way
 
 
 @pytest.mark.parametrize(
@@ -67,11 +68,11 @@ def test_a_host_is_on_the_link_if_no_gateway_is_between(namespace: Namespace, ad
 )
 def test_without_a_route_a_host_is_unreachable(namespace: Namespace, address: str) -> None:
     with pytest.raises(HostUnreachable) as refused:
-        is_on_link(namespace.conversation, ip_address(address))
+        reach(namespace.conversation, ip_address(address))
     assert refused.value.message == f"no route to {address}"
-    assert is_on_link(namespace.conversation, ip_address("192.0.2.7"))
+    assert reach(namespace.conversation, ip_address("192.0.2.7"))
 
 
 def test_nothing_is_known_of_a_namespace_that_is_not_in_use(namespace: Namespace, tmp_path: Path) -> None:
     devices = Devices(lambda link: tmp_path / link, tmp_path)
-    assert devices.on_link(namespace.cookie, ip_address("192.0.2.7")) is False
+    assert devices.reach(namespace.cookie, ip_address("192.0.2.7")) is Reach.NO_HOST

@@ -5,15 +5,30 @@ Not a test itself; no daemon and no socket is involved.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
 
 from qos2.errors import NoSuchFlow, ServiceLost
-from qos2.model import DatapathStatus, DeviceStatus, FlowStats, RateReason, Shaper, Shaping, TrafficType
-from qos2.wire.protocol import FlowDetails, StatusReport
+from qos2.model import (
+    Bandwidth,
+    Cause,
+    DatapathStatus,
+    DeviceStatus,
+    FlowFundamentals,
+    FlowState,
+    FlowStats,
+    Method,
+    Quality,
+    RateReason,
+    Shaper,
+    Shaping,
+    Statement,
+    TrafficType,
+)
+from qos2.wire.protocol import Explanation, FlowDetails, StateChange, StatusReport
 
 STATS = FlowStats(
     packets=123_456,
@@ -31,6 +46,24 @@ STATS = FlowStats(
     delivered=100_000,
     delivered_ce=7,
 )
+
+#: What a judge found when it called a flow congested.
+EVIDENCE = {
+    "queue_delay_us": 84_200.0,
+    "limit_queue_delay_us": 30_000.0,
+    "loss": 0.0,
+    "limit_loss": 0.01,
+    "bad_windows": 3.0,
+    "limit_bad_windows": 3.0,
+}
+#: What it has seen last.
+SIGNALS = EVIDENCE | {
+    "rtt_us": 112_000.0,
+    "baseline_rtt_us": 20_300.0,
+    "queue_delay_us": 91_700.0,
+    "own_delay_us": 840.0,
+}
+UNKNOWN: dict[str, Any] = {"state": "unknown", "cause": None, "state_s": 75.0, "evidence": {}}
 
 
 def details(flow: int = 0x00100001, **changed: Any) -> FlowDetails:
@@ -51,8 +84,15 @@ def details(flow: int = 0x00100001, **changed: Any) -> FlowDetails:
         "whole_program": False,
         "shapers": {"eth0": "htb"},
         "stats": asdict(STATS),
+        "state": "congested",
+        "cause": "queue_delay",
+        "state_s": 12.4,
+        "evidence": EVIDENCE,
     }
-    return FlowDetails(**(values | changed))
+    values |= changed
+    values["state"] = FlowState(values["state"])
+    values["cause"] = None if values["cause"] is None else Cause(values["cause"])
+    return FlowDetails(**values)
 
 
 VOICE = details(
@@ -66,6 +106,7 @@ VOICE = details(
     members=["udp *:*"] * 64 + ["and 136 more"],
     shapers={},
     stats=asdict(FlowStats(packets=50, bytes=10_000)),
+    **UNKNOWN,
 )
 BACKUP = details(
     0x00100003,
@@ -77,6 +118,44 @@ BACKUP = details(
     whole_program=True,
     members=[],
     stats=asdict(FlowStats()),
+    state="rate_limited",
+    cause="contract",
+    state_s=7_500.0,
+    evidence={},
+)
+
+
+def change(state: str, cause: str | None, ago_s: float, evidence: dict[str, float] | None = None) -> StateChange:
+    return StateChange(
+        state=FlowState(state), cause=None if cause is None else Cause(cause), ago_s=ago_s, evidence=evidence or {}
+    )
+
+
+def explanation(**changed: Any) -> Explanation:
+    """That of `details()` where nothing else is said."""
+    values: dict[str, Any] = {
+        "changes": [
+            change("congested", "queue_delay", 12.4, EVIDENCE),
+            change("uncongested", None, 74.2, {"queue_delay_us": 1_210.0, "limit_queue_delay_us": 30_000.0}),
+            change("unknown", None, 75.0),
+        ],
+        "source": Method.TCP,
+        "signals": dict(SIGNALS),
+        "estimates": None,
+    }
+    values |= changed
+    return Explanation(**(values | {"changes": list(values["changes"])}))
+
+
+ESTIMATES = FlowFundamentals(
+    bottleneck=Bandwidth(10_200_000),
+    available=Bandwidth(2_100_000),
+    rtt_us=112_000,
+    statements={
+        "bottleneck": Statement(10_200_000, Quality.MEASURED, Method.TRAIN, 1.26),
+        "available": Statement(2_100_000, Quality.MEASURED, Method.TCP, 0.4),
+        "rtt": Statement(112_000, Quality.MEASURED, Method.TCP, 0.1),
+    },
 )
 
 
@@ -132,10 +211,21 @@ class StandInFlow:
 
 
 class StandIn:
-    """A client with given answers; those of flows() in their order, the last one again and again."""
+    """A client with given answers; those of flows() in their order, the last one again and again.
 
-    def __init__(self, *flows: Sequence[FlowDetails]) -> None:
+    With `ends` the last one is followed by Ctrl-C. One flow is found where flows() would have it.
+    """
+
+    def __init__(
+        self,
+        *flows: Sequence[FlowDetails],
+        explanations: Mapping[int, Explanation] | None = None,
+        ends: bool = False,
+    ) -> None:
         self._flows = list(flows) or [[details(), VOICE, BACKUP]]
+        self._ends = ends
+        self.explanations = dict(explanations or {})
+        self.explained: list[int] = []
         self.paths: list[str | None] = []
         self.types: list[TrafficType] = []
         self.flow = StandInFlow()
@@ -154,12 +244,19 @@ class StandIn:
         return report()
 
     def flows(self) -> Sequence[FlowDetails]:
-        return self._flows.pop(0) if len(self._flows) > 1 else self._flows[0]
+        if self._ends and not self._flows:
+            raise KeyboardInterrupt
+        return self._flows.pop(0) if self._ends or len(self._flows) > 1 else self._flows[0]
 
     def flow_details(self, flow: int) -> FlowDetails:
-        if flow != 0x00100001:
-            raise NoSuchFlow(f"no flow {flow}", "see `qos2 flows`")
-        return details()
+        for each in self.flows():
+            if each.flow == flow:
+                return each
+        raise NoSuchFlow(f"no flow {flow}", "see `qos2 flows`")
+
+    def explain(self, flow: int) -> Explanation:
+        self.explained.append(flow)
+        return self.explanations[flow] if flow in self.explanations else explanation()
 
     def add_program(self, traffic_type: TrafficType) -> StandInFlow:
         self.types.append(traffic_type)

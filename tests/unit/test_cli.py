@@ -15,37 +15,37 @@ from qos2.cli.main import main
 from qos2.cli.status import status_page
 from qos2.errors import ServiceUnavailable
 from qos2.model import DatapathStatus, DeviceStatus, FlowStats, Shaper
-from unit.cli_stage import BACKUP, VOICE, StandIn, details, printed, report
+from unit.cli_stage import BACKUP, UNKNOWN, VOICE, StandIn, details, printed, report
 
 
 def test_flows_fit_80_columns_with_nothing_cut_off() -> None:
     assert printed(flow_grid([details(), VOICE, BACKUP], 80).table(), 80) == [
-        "ID         TYPE        DSCP CONTRACT      N PROGRAM     PKTS BYTE HELD RMRK DROP",
+        "ID         TYPE        STAT DSCP CONTRACT      N PROGRAM     BYTE HELD RMRK DROP",
         "────────────────────────────────────────────────────────────────────────────────",
-        "0x00100001 audio_video   40 8M mark       1 vid…(4321)  123k  99M 1.0k   12    2",
-        "0xfff00002 voice         56 -           200 b…(1234567)   50  10k    0    0    0",
-        "0x00100003 background   8/0 400G remark all rsy…(4321)     0    0    0    0    0",
+        "0x00100001 audio_video cong   40 8M mark       1 vid…(4321)   99M 1.0k   12    2",
+        "0xfff00002 voice       -      56 -           200 b…(1234567)  10k    0    0    0",
+        "0x00100003 background  rate  8/0 400G remark all rsy…(4321)     0    0    0    0",
     ]
 
 
 def test_flows_spell_everything_out_in_a_wide_terminal() -> None:
     lines = printed(flow_grid([details(), VOICE, BACKUP], 160).table(), 160)
     assert [line.split() for line in lines if "──" not in line] == [
-        ["ID", "TYPE", "DSCP", "CONTRACT", "SHAPING", "SOCKETS", "PROGRAM", "PACKETS", "BYTES", "DELAYED", "REMARKED",
-         "DROPPED"],
-        ["0x00100001", "audio_video", "40", "8Mbit/s", "shape_and_mark", "1", "videosender(4321)", "123456",
-         "98765432", "1000", "12", "2"],
-        ["0xfff00002", "voice", "56", "-", "200", "baresip(1234567)", "50", "10000", "0", "0", "0"],
-        ["0x00100003", "background", "8/0", "400Gbit/s", "use_non_conformant_markings", "all", "rsync(4321)", "0", "0",
-         "0", "0", "0"],
+        ["ID", "TYPE", "STATE", "DSCP", "CONTRACT", "SHAPING", "SOCKETS", "PROGRAM", "PACKETS", "BYTES", "DELAYED",
+         "REMARKED", "DROPPED"],
+        ["0x00100001", "audio_video", "congested", "40", "8Mbit/s", "shape_and_mark", "1", "videosender(4321)",
+         "123456", "98765432", "1000", "12", "2"],
+        ["0xfff00002", "voice", "unknown", "56", "-", "200", "baresip(1234567)", "50", "10000", "0", "0", "0"],
+        ["0x00100003", "background", "rate_limited", "8/0", "400Gbit/s", "use_non_conformant_markings", "all",
+         "rsync(4321)", "0", "0", "0", "0", "0"],
     ]  # fmt: skip
 
 
 def test_flows_in_a_pipe_are_plain_lines_with_the_same_cells() -> None:
     assert flow_grid([details(), BACKUP], 80).text().splitlines() == [
-        "ID          TYPE         DSCP  CONTRACT       N  PROGRAM      PKTS  BYTE  HELD  RMRK  DROP",
-        "0x00100001  audio_video    40  8M mark        1  vide…(4321)  123k   99M  1.0k    12     2",
-        "0x00100003  background    8/0  400G remark  all  rsync(4321)     0     0     0     0     0",
+        "ID          TYPE         STAT  DSCP  CONTRACT       N  PROGRAM      BYTE  HELD  RMRK  DROP",
+        "0x00100001  audio_video  cong    40  8M mark        1  vide…(4321)   99M  1.0k    12     2",
+        "0x00100003  background   rate   8/0  400G remark  all  rsync(4321)     0     0     0     0",
     ]
 
 
@@ -55,6 +55,9 @@ def test_one_flow_shows_everything_about_it() -> None:
         "type       audio_video",
         "owner      videosender(4321), uid 1000",
         "age        1 min 15 s",
+        "state      congested by queue_delay for 12 s",
+        "           queue delay 84 ms (limit 30 ms), loss 0 % (limit 1 %), bad windows 3",
+        "           (limit 3)",
         "DSCP       40 (of audio_video)",
         "contract   8000000 bit/s (8Mbit/s) at IP level, excess is delayed",
         "on eth0    htb",
@@ -73,10 +76,18 @@ def test_one_flow_shows_everything_about_it() -> None:
 
 def test_one_flow_without_contract_marking_or_packets_says_so() -> None:
     bare = details(
-        dscp=None, bandwidth=0, shaping=None, adaptive=True, members=[], shapers={}, stats=asdict(FlowStats())
+        dscp=None,
+        bandwidth=0,
+        shaping=None,
+        adaptive=True,
+        members=[],
+        shapers={},
+        stats=asdict(FlowStats()),
+        **UNKNOWN,
     )
     lines = printed(flow_sheet(bare), 80)
     assert "type      audio_video, adaptive" in lines
+    assert "state     unknown for 1 min 15 s" in lines
     assert "DSCP      left as the application sets it" in lines
     assert "contract  none" in lines
     assert "delayed   0 packets, by 0.000 ms on average" in lines
@@ -155,6 +166,10 @@ def test_flows_as_json_are_exact(capsys: pytest.CaptureFixture[str]) -> None:
                 "members": ["udp *:*"] * 64 + ["and 136 more"],
                 "whole_program": False,
                 "shapers": {},
+                "state": "unknown",
+                "cause": None,
+                "state_s": 75.0,
+                "evidence": {},
                 "stats": {
                     "packets": 50,
                     "bytes": 10_000,
@@ -199,7 +214,15 @@ def test_status_as_json_is_what_the_daemon_said(capsys: pytest.CaptureFixture[st
 
 
 def test_output_that_is_no_terminal_has_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["status"], ["flows"], ["flow", "0x100001"], ["top", "--interval", "0.1"]):
+    for command in (
+        ["status"],
+        ["flows"],
+        ["flow", "0x100001"],
+        ["explain", "0x100001"],
+        ["top", "--interval", "0.1"],
+        ["watch", "--once", "--interval", "0.1"],
+        ["watch", "0x100001", "--once", "--interval", "0.1"],
+    ):
         main(command, connect=StandIn().connect)
     assert "\x1b" not in capsys.readouterr().out
 
@@ -247,6 +270,11 @@ def test_no_daemon_is_such_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         ["flow", "4294967296"],
         ["top", "--sort", "colour"],
         ["top", "--interval", "0"],
+        ["explain"],
+        ["explain", "eth0"],
+        ["watch", "eth0"],
+        ["watch", "--sort", "colour"],
+        ["watch", "--interval", "0.01"],
         ["run", "--type", "voice"],
         ["run", "--type", "voice", "--"],
         ["run", "--", "true"],

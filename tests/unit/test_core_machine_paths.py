@@ -295,8 +295,19 @@ class PathsMachine(ServiceMachine):
 
     @invariant()
     def hosts_are_in_use_from_the_first_user_to_the_last(self) -> None:
-        tracked = {host for _, _, host in self.tracked}
+        tracked = {host for (_, _, host), through in self.tracked.items() if through}
         assert self.paths.begun == tracked | {self.host[flow] for flow in self.joined}
+
+    @invariant()
+    def paths_know_what_every_flow_holds(self) -> None:
+        held = {flow: (host, bandwidth) for flow, (host, _, bandwidth) in self.paths.held.items()}
+        assert held == {flow: (self.host[flow], self.held[flow]) for flow in self.joined}
+
+    @invariant()
+    def adaptive_flows_are_judged_until_they_end(self) -> None:
+        judged = {flow: host for flow, (_, host) in self.conditions.judged.items() if host is not None}
+        assert judged == self.host
+        assert self.conditions.judged.keys() <= self.owners.keys()
 
     def teardown(self) -> None:
         super().teardown()

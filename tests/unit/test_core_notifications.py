@@ -59,7 +59,7 @@ class TestConditions:
         assert stage.service.notify(stage.handle, flow, condition, request=7) is False
         assert stage.conditions.watched == {flow: REMOTE}
         assert stage.set_condition(flow, congested=not congested) == []
-        assert stage.set_condition(flow, congested=congested) == [Completion(stage.handle, 7)]
+        assert stage.set_condition(flow, congested=congested) == [Completion(stage.handle, 7, condition=condition)]
         assert (stage.service.pending, stage.conditions.watched) == (0, {})
         assert stage.set_condition(flow, congested=not congested) == []
         assert stage.set_condition(flow, congested=congested) == []
@@ -71,10 +71,10 @@ class TestConditions:
         for request, condition in enumerate(Condition, start=1):
             assert service.notify(handle, flow, condition, 1_000_000, request=request) is False
         assert service.pending == 3
-        assert stage.set_condition(flow, congested=True) == [Completion(handle, 1)]
+        assert stage.set_condition(flow, congested=True) == [Completion(handle, 1, condition=CONGESTED)]
         assert stage.set_condition(flow, congested=False, free=1_000_000) == [
-            Completion(handle, 2),
-            Completion(handle, 3),
+            Completion(handle, 2, condition=UNCONGESTED),
+            Completion(handle, 3, condition=AVAILABLE),
         ]
         assert stage.conditions.operations == [f"watch {flow}", f"unwatch {flow}"]
 
@@ -92,9 +92,21 @@ class TestConditions:
         assert ended(stage.set_condition(flow, congested=True)) == [(stage.handle, 1, None)]
         assert ended(stage.set_condition(flow, congested=False)) == [(second, 2, None)]
 
+    def test_a_completion_is_dated_by_the_signals_that_caused_it(self, stage: Stage, flow: FlowId) -> None:
+        stage.service.notify(stage.handle, flow, CONGESTED, request=1)
+        stage.service.fundamentals(stage.handle, flow, True, request=2)
+        stage.paths.set_estimate(HOST, KNOWN)
+        stage.paths.finish_refresh(HOST)
+        stage.conditions.set(flow, congested=True)
+        stage.service.follow(1234.5)
+        assert stage.service.take_completed() == [
+            Completion(stage.handle, 1, condition=CONGESTED, signal_s=1234.5),
+            Completion(stage.handle, 2, KNOWN, signal_s=1234.5),
+        ]
+
     def test_news_of_flows_that_nobody_waits_for_are_passed_over(self, stage: Stage, flow: FlowId) -> None:
-        stage.service.conditions_changed([flow, FlowId(12345)])
-        assert stage.service.take_completed() == []
+        assert stage.set_condition(12345, congested=True) == []
+        assert stage.set_condition(flow, congested=True) == []
 
 
 class TestAvailable:
@@ -103,7 +115,9 @@ class TestAvailable:
         assert stage.service.notify(stage.handle, flow, AVAILABLE, 3_000_000, request=4) is False
         assert stage.set_condition(flow, congested=False, free=1_999_999) == []
         assert stage.set_condition(flow, congested=True, free=2_000_000) == []
-        assert stage.set_condition(flow, congested=False, free=2_000_000) == [Completion(stage.handle, 4)]
+        assert stage.set_condition(flow, congested=False, free=2_000_000) == [
+            Completion(stage.handle, 4, condition=AVAILABLE)
+        ]
 
     @pytest.mark.parametrize("wanted", [-1, 0, 999_999, 1_000_000])
     def test_no_more_than_the_flow_holds_is_refused(self, stage: Stage, flow: FlowId, wanted: int) -> None:
@@ -122,14 +136,14 @@ class TestAvailable:
         stage.set_condition(flow, congested=False, free=2_000_000)
         assert stage.service.notify(stage.handle, flow, AVAILABLE, 5_000_000, request=9) is False
         stage.service.set_rate(stage.handle, flow, 3_000_000, 1, 0)
-        assert stage.service.take_completed() == [Completion(stage.handle, 9)]
+        assert stage.service.take_completed() == [Completion(stage.handle, 9, condition=AVAILABLE)]
 
     def test_a_contract_of_as_much_ends_the_wait(self, stage: Stage, flow: FlowId) -> None:
         assert stage.service.notify(stage.handle, flow, AVAILABLE, 5_000_000, request=9) is False
         stage.service.set_rate(stage.handle, flow, 4_999_999, 1, 0)
         assert stage.service.take_completed() == []
         stage.service.set_rate(stage.handle, flow, 5_000_000, 1, 0)
-        assert stage.service.take_completed() == [Completion(stage.handle, 9)]
+        assert stage.service.take_completed() == [Completion(stage.handle, 9, condition=AVAILABLE)]
         assert stage.conditions.watched == {}
 
 
@@ -166,6 +180,15 @@ class TestMeasurements:
         assert refused.value.win32 == 1237
         assert stage.service.pending == 0
 
+    def test_a_measurement_that_brought_nothing_new_is_no_answer(self, stage: Stage, flow: FlowId) -> None:
+        stage.paths.set_estimate(HOST, KNOWN)
+        assert stage.service.fundamentals(stage.handle, flow, True, request=3) is None
+        stage.paths.finish_refresh(HOST, new=False)
+        stage.service.follow()
+        (completion,) = stage.service.take_completed()
+        assert completion.error is not None
+        assert (completion.request, completion.result, completion.error.win32) == (3, None, 1237)
+
     def test_fresh_is_passed_over_for_a_flow_of_another_process(self, stage: Stage, flow: FlowId) -> None:
         stage.paths.set_estimate(HOST, KNOWN)
         reader = stage.service.open_handle(ALICE_TOO)
@@ -177,10 +200,11 @@ class TestMeasurements:
         assert stage.service.fundamentals(second, flow, True, request=1) is None
         assert stage.measure(HOST, KNOWN) == [Completion(second, 1, KNOWN)]
 
-    def test_news_of_hosts_that_nobody_asked_about_are_passed_over(self, stage: Stage) -> None:
-        assert REMOTE is not None
-        stage.service.measured(REMOTE)
-        assert stage.service.take_completed() == []
+    def test_news_of_a_host_come_too_late_for_a_request_that_was_cancelled(self, stage: Stage, flow: FlowId) -> None:
+        assert stage.service.fundamentals(stage.handle, flow, True, request=1) is None
+        stage.service.cancel(stage.handle, 1)
+        stage.service.take_completed()
+        assert stage.measure(HOST, KNOWN) == []
 
 
 def fresh(service: Service, handle: int, flow: FlowId, request: int) -> object:

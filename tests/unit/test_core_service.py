@@ -15,6 +15,7 @@ from qos2.model import (
     FlowId,
     FlowPolicy,
     FlowStats,
+    Judgement,
     Peer,
     Shaping,
     TrafficType,
@@ -189,6 +190,8 @@ class TestViews:
             whole_program=False,
             shapers={"fake0": "fq"},
             stats=FlowStats(packets=3),
+            judgement=Judgement(since_s=1000.0),
+            judged_for_s=12.5,
         )
 
     def test_an_override_and_an_unmarked_flow_are_told_apart(self) -> None:

@@ -113,54 +113,28 @@ class TestStop:
 
 
 class TestLingering:
-    def test_a_host_lingers_after_its_handle_and_then_ends(self, stage: Stage) -> None:
-        stage.service.start_tracking(stage.handle, HOST)
-        stage.now_s += 500
+    """What a process tracks is measured for as long as it has a handle, and may be stopped a while longer."""
+
+    def test_a_host_is_measured_until_its_last_handle_has_closed(self, stage: Stage) -> None:
+        second = stage.service.open_handle(ALICE)
+        for handle in (stage.handle, second):
+            stage.service.start_tracking(handle, HOST)
         stage.service.close_handle(stage.handle)
-        stage.now_s += LINGER_S - 0.01
-        stage.service.tick()
         assert stage.paths.begun == {remote(HOST)}
-        stage.now_s += 0.01
-        stage.service.tick()
+        stage.service.close_handle(second)
         assert stage.paths.operations == [f"begin {HOST}", f"end {HOST}"]
-        with pytest.raises(NoSuchFlow):
-            stage.service.stop_tracking(stage.service.open_handle(ALICE), HOST)
 
     def test_it_can_be_stopped_through_a_later_handle(self, stage: Stage) -> None:
         stage.service.start_tracking(stage.handle, HOST)
         stage.service.close_handle(stage.handle)
-        stage.now_s += LINGER_S - 1
+        stage.now_s += LINGER_S - 0.01
         stage.service.tick()
         stage.service.stop_tracking(stage.service.open_handle(ALICE), HOST)
-        assert stage.paths.begun == set()
+        assert stage.paths.operations == [f"begin {HOST}", f"end {HOST}"]
         stage.now_s += LINGER_S
         stage.service.tick()
 
-    def test_a_new_start_ends_the_lingering_and_keeps_the_measurement(self, stage: Stage) -> None:
-        stage.service.start_tracking(stage.handle, HOST)
-        stage.service.close_handle(stage.handle)
-        again = stage.service.open_handle(ALICE)
-        stage.service.start_tracking(again, HOST)
-        stage.now_s += 2 * LINGER_S
-        stage.service.tick()
-        assert stage.paths.operations == [f"begin {HOST}"]
-        stage.service.stop_tracking(again, HOST)
-        assert stage.paths.begun == set()
-
-    def test_it_lingers_only_after_the_last_handle_that_tracks_it(self, stage: Stage) -> None:
-        second = stage.service.open_handle(ALICE)
-        stage.service.start_tracking(stage.handle, HOST)
-        stage.service.start_tracking(second, HOST)
-        stage.service.close_handle(stage.handle)
-        stage.now_s += 2 * LINGER_S
-        stage.service.tick()
-        assert stage.paths.begun == {remote(HOST)}
-        stage.service.close_handle(second)
-        stage.now_s += LINGER_S
-        stage.service.tick()
-        assert stage.paths.begun == set()
-
-    def test_hosts_end_each_in_its_time(self, stage: Stage) -> None:
+    def test_after_its_time_it_is_not_tracked_any_more(self, stage: Stage) -> None:
         second = stage.service.open_handle(ALICE)
         stage.service.start_tracking(stage.handle, HOST)
         stage.service.start_tracking(second, OTHER)
@@ -169,7 +143,32 @@ class TestLingering:
         stage.service.close_handle(second)
         stage.now_s += LINGER_S - 10
         stage.service.tick()
-        assert stage.paths.begun == {remote(OTHER)}
+        later = stage.service.open_handle(ALICE)
+        with pytest.raises(NoSuchFlow):
+            stage.service.stop_tracking(later, HOST)
+        stage.service.stop_tracking(later, OTHER)
+
+    def test_a_new_start_measures_again(self, stage: Stage) -> None:
+        stage.service.start_tracking(stage.handle, HOST)
+        stage.service.close_handle(stage.handle)
+        again = stage.service.open_handle(ALICE)
+        stage.service.start_tracking(again, HOST)
+        stage.now_s += 2 * LINGER_S
+        stage.service.tick()
+        assert stage.paths.operations == [f"begin {HOST}", f"end {HOST}", f"begin {HOST}"]
+        stage.service.stop_tracking(again, HOST)
+        assert stage.paths.begun == set()
+
+    def test_a_host_that_lingers_counts_for_its_user(self) -> None:
+        stage = Stage(limits=Limits(tracked_per_uid=1))
+        stage.service.start_tracking(stage.handle, HOST)
+        stage.service.close_handle(stage.handle)
+        again = stage.service.open_handle(ALICE)
+        with pytest.raises(LimitExceeded):
+            stage.service.start_tracking(again, OTHER)
+        stage.now_s += LINGER_S
+        stage.service.tick()
+        stage.service.start_tracking(again, OTHER)
 
     def test_a_closed_handle_tracks_nothing_more(self, stage: Stage) -> None:
         stage.service.close_handle(stage.handle)

@@ -15,7 +15,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from qos2.errors import BY_CODE
-from qos2.exporter import LATENCY_BOUNDS, MAX_DEVICES, Exporter, RequestMeter, Snapshot, render
+from qos2.exporter import Exporter
+from qos2.metrics import LATENCY_BOUNDS, MAX_DEVICES, RequestMeter, Snapshot, render
 from qos2.model import DatapathStatus, DeviceStatus, FlowStats, Shaper, TrafficType
 from qos2.wire.protocol import AnyRequest
 

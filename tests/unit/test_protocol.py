@@ -14,13 +14,19 @@ from qos2.errors import BY_CODE, InternalError, InvalidRequest, NoSuchFlow, Prot
 from qos2.model import (
     ANY_DESTINATION,
     Bandwidth,
+    Cause,
     Destination,
     Dscp,
+    FlowFundamentals,
     FlowRate,
+    FlowState,
     FlowStats,
+    Method,
     PacketPriority,
+    Quality,
     RateReason,
     Shaping,
+    Statement,
 )
 from qos2.wire import calls, protocol
 
@@ -29,6 +35,8 @@ RESULTS = protocol.Result.__subclasses__()
 
 TEXT = st.text(max_size=40)
 NUMBER = st.integers(-(2**63), 2**63 - 1)
+FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+STATEMENT = st.builds(Statement, NUMBER, st.sampled_from(Quality), st.sampled_from(Method), FLOAT)
 COUNTERS = st.dictionaries(TEXT, st.integers(0, 2**64 - 1), max_size=4)
 
 
@@ -38,7 +46,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         int: NUMBER,
         str: TEXT,
-        float: st.floats(allow_nan=False, allow_infinity=False),
+        float: FLOAT,
         int | None: st.none() | NUMBER,
         list[int]: st.lists(NUMBER),
         list[str]: st.lists(TEXT),
@@ -49,9 +57,24 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         protocol.AddressText | None: st.none() | TEXT,
         protocol.AddressText: TEXT,
         tuple[protocol.Number, protocol.Number]: st.tuples(NUMBER, NUMBER),
+        protocol.Number | None: st.none() | NUMBER,
+        float | None: st.none() | FLOAT,
+        dict[str, float]: st.dictionaries(TEXT, FLOAT, max_size=4),
+        dict[str, Statement]: st.dictionaries(TEXT, STATEMENT, max_size=3),
+        FlowState: st.sampled_from(FlowState),
+        Cause | None: st.none() | st.sampled_from(Cause),
+        Method | None: st.none() | st.sampled_from(Method),
+        FlowFundamentals | None: st.none()
+        | st.builds(
+            FlowFundamentals,
+            *(st.none() | NUMBER,) * 3,
+            st.dictionaries(TEXT, STATEMENT, max_size=3),
+        ),
     }
     if kind == list[protocol.FlowDetails]:
         return st.lists(messages(protocol.FlowDetails), max_size=2)
+    if kind == list[protocol.StateChange]:
+        return st.lists(messages(protocol.StateChange), min_size=1, max_size=2)
     return by_type[kind]
 
 

@@ -97,6 +97,12 @@ class Flow:
         """As qos2.Flow.notify. A task that is cancelled in it cancels the wait at the daemon."""
         await self._channel.run(calls.notify(self.id, condition, bandwidth), within_s=timeout)
 
+    async def report(
+        self, *, rtt: float | None = None, loss: float | None = None, delivered: int | None = None
+    ) -> None:
+        """As qos2.Flow.report."""
+        await self._channel.run(calls.report(self.id, rtt, loss, delivered))
+
     async def close(self) -> None:
         """As qos2.Flow.close."""
         if self._closed:
@@ -184,6 +190,10 @@ class Handle:
     async def flow_details(self, flow: int) -> protocol.FlowDetails:
         """As qos2.Handle.flow_details."""
         return await self._opened().run(calls.flow_details(flow))
+
+    async def explain(self, flow: int) -> protocol.Explanation:
+        """As qos2.Handle.explain."""
+        return await self._opened().run(calls.explain(flow))
 
     async def status(self) -> protocol.StatusReport:
         """As qos2.Handle.status."""

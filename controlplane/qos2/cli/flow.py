@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from qos2.cli import render
+from qos2.cli import evidence, render
 from qos2.cli.ports import Client
 from qos2.model import Shaping
 from qos2.wire.protocol import FlowDetails
@@ -41,6 +41,9 @@ def flow_sheet(flow: FlowDetails) -> Table:
     sheet.add_row("type", render.type_label(flow.traffic_type) + (", adaptive" if flow.adaptive else ""))
     sheet.add_row("owner", f"{render.program(flow.program, flow.pid)}, uid {flow.uid}")
     sheet.add_row("age", render.duration(flow.age_s))
+    sheet.add_row("state", render.state_text(flow.state, flow.cause) + f" for {render.duration(flow.state_s)}")
+    if flow.evidence:
+        sheet.add_row("", evidence.phrase(flow.evidence))
     sheet.add_row("DSCP", _marking(flow))
     sheet.add_row("contract", _contract(flow))
     for device, how in sorted(flow.shapers.items()):

@@ -1,6 +1,5 @@
 """`qos2 flows`: one line for each flow that the caller may see."""
 
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -32,9 +31,7 @@ def flow_grid(flows: Sequence[FlowDetails], width: int) -> Grid:
 
 
 def _narrow(flows: Sequence[FlowDetails], program_width: int) -> Grid:
-    made = render.grid(
-        "ID TYPE DSCP CONTRACT N PROGRAM PKTS BYTE HELD RMRK DROP", figures="DSCP N PKTS BYTE HELD RMRK DROP"
-    )
+    made = render.grid("ID TYPE STAT DSCP CONTRACT N PROGRAM BYTE HELD RMRK DROP", figures="DSCP N BYTE HELD RMRK DROP")
     for flow in flows:
         stats = render.stats_of(flow)
         contract = f"{render.bandwidth(flow.bandwidth)} {render.shaping_label(flow.shaping, short=True)}"
@@ -42,11 +39,11 @@ def _narrow(flows: Sequence[FlowDetails], program_width: int) -> Grid:
             (
                 render.hex_id(flow.flow),
                 render.short_type(flow.traffic_type),
+                render.short_state(flow.state),
                 render.marking(flow),
                 contract if flow.bandwidth else "-",
                 _members(flow),
                 render.program(flow.program, flow.pid, program_width),
-                render.scaled(stats.packets),
                 render.scaled(stats.bytes),
                 render.scaled(stats.delayed_packets),
                 render.alarming(render.scaled(stats.non_conformant_packets), "yellow"),
@@ -58,7 +55,7 @@ def _narrow(flows: Sequence[FlowDetails], program_width: int) -> Grid:
 
 def _wide(flows: Sequence[FlowDetails]) -> Grid:
     made = render.grid(
-        "ID TYPE DSCP CONTRACT SHAPING SOCKETS PROGRAM PACKETS BYTES DELAYED REMARKED DROPPED",
+        "ID TYPE STATE DSCP CONTRACT SHAPING SOCKETS PROGRAM PACKETS BYTES DELAYED REMARKED DROPPED",
         figures="DSCP CONTRACT SOCKETS PACKETS BYTES DELAYED REMARKED DROPPED",
     )
     for flow in flows:
@@ -67,6 +64,7 @@ def _wide(flows: Sequence[FlowDetails]) -> Grid:
             (
                 render.hex_id(flow.flow),
                 render.type_label(flow.traffic_type),
+                render.state_text(flow.state, None),
                 render.marking(flow),
                 f"{render.bandwidth(flow.bandwidth)}bit/s" if flow.bandwidth else "-",
                 render.shaping_label(flow.shaping) if flow.bandwidth else "",
@@ -83,8 +81,4 @@ def _wide(flows: Sequence[FlowDetails]) -> Grid:
 
 
 def _members(flow: FlowDetails) -> str:
-    if flow.whole_program:
-        return "all"
-    # The daemon tells long lists in part; their last entry says how many it left out.
-    rest = re.fullmatch(r"and (\d+) more", flow.members[-1]) if flow.members else None
-    return render.scaled(len(flow.members) - 1 + int(rest[1]) if rest else len(flow.members))
+    return "all" if flow.whole_program else render.scaled(render.socket_count(flow))

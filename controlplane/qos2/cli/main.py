@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 
-from qos2.cli import flow, flows, render, run, status, top
+from qos2.cli import explain, flow, flows, observations, render, run, sampling, status, top, watch
 from qos2.cli.ports import Client
 from qos2.client import Handle
 from qos2.errors import QosError
@@ -74,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     add("flows", flows.execute, "all flows that you may see, one per line")
     one = add("flow", flow.execute, "everything about one flow")
     one.add_argument("id", metavar="ID", type=flow.flow_id, help="as `qos2 flows` shows it")
+    one = add("explain", explain.execute, "why a flow is in its state, what is known of its path, what changed lately")
+    one.add_argument("id", metavar="ID", type=flow.flow_id, help="as `qos2 flows` shows it")
     _top(add("top", top.execute, "what each flow sends now, live"))
+    _watch(add("watch", watch.execute, "the states of flows and what they rest on, live; changes as lines in a pipe"))
     _run(add("run", run.execute, "run a program with all of its sockets in one flow", has_json=False))
     return made
 
@@ -82,7 +85,14 @@ def parser() -> argparse.ArgumentParser:
 def _top(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sort", choices=top.SORTS, default="rate", help="order (default: rate)")
     command.add_argument("--once", action="store_true", help="one table, then end")
-    command.add_argument("--interval", metavar="SECONDS", type=top.interval, default=1.0, help="default: 1")
+    command.add_argument("--interval", metavar="SECONDS", type=sampling.interval, default=1.0, help="default: 1")
+
+
+def _watch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("flow", metavar="ID", nargs="?", type=flow.flow_id, help="one flow alone, with all about it")
+    command.add_argument("--sort", choices=observations.ORDERS, default="state", help="order (default: state)")
+    command.add_argument("--once", action="store_true", help="one view, then end; with --json one line per flow")
+    command.add_argument("--interval", metavar="SECONDS", type=sampling.interval, default=0.5, help="default: 0.5")
 
 
 class _Command(argparse.Action):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 from qos2.model import FlowStats, RateReason, Shaping, TrafficType
-from qos2.wire.protocol import FlowDetails, StatusReport
+from qos2.wire.protocol import Explanation, FlowDetails, StatusReport
 
 
 class ProgramFlow(Protocol):
@@ -28,6 +28,8 @@ class Client(Protocol):
     def flows(self) -> Sequence[FlowDetails]: ...
 
     def flow_details(self, flow: int) -> FlowDetails: ...
+
+    def explain(self, flow: int) -> Explanation: ...
 
     def add_program(self, traffic_type: TrafficType) -> ProgramFlow: ...
 

@@ -6,6 +6,7 @@ so that no process can write to an administrator's terminal through its name.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qos2.model import FlowStats, Shaping, TrafficType
+from qos2.model import Cause, FlowState, FlowStats, Shaping, TrafficType
 from qos2.wire.protocol import FlowDetails
 
 #: From this width on, `qos2 flows` spells out what it abbreviates in narrower terminals.
-WIDE_COLUMNS = 150
+WIDE_COLUMNS = 160
 #: Width where the output is no terminal: nothing is cut off in a file or a pipe.
 PIPE_COLUMNS = 200
 
@@ -35,6 +36,21 @@ SHORT_SHAPING = {
     Shaping.SHAPE_ONLY: "shape",
     Shaping.SHAPE_AND_MARK: "mark",
     Shaping.USE_NON_CONFORMANT_MARKINGS: "remark",
+}
+
+STATE_STYLES = {
+    FlowState.UNKNOWN: "dim",
+    FlowState.CONGESTED: "bold red",
+    FlowState.RATE_LIMITED: "yellow",
+    FlowState.UNCONGESTED: "green",
+}
+
+#: States in at most four characters.
+SHORT_STATES = {
+    FlowState.UNKNOWN: "-",
+    FlowState.UNCONGESTED: "free",
+    FlowState.RATE_LIMITED: "rate",
+    FlowState.CONGESTED: "cong",
 }
 
 
@@ -103,6 +119,43 @@ def duration(seconds: float) -> str:
     return f"{m} min {s} s" if m else f"{s} s"
 
 
+def short_duration(seconds: float) -> str:
+    """The largest unit alone, at most four characters: `42s`, `3m`, `2h`, `400d`."""
+    whole = int(seconds)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def milliseconds(microseconds: float) -> str:
+    """Two digits or more of a delay: `0.84 ms`, `8.4 ms`, `84 ms`, `1234 ms`."""
+    value = microseconds / 1e3
+    if 0 < value < 0.005:
+        return "< 0.01 ms"
+    if value >= 9.95 or not value:
+        return f"{value:.0f} ms"
+    return f"{value:.1f} ms" if value >= 0.995 else f"{value:.2f} ms"
+
+
+def share(value: float) -> str:
+    """A share 0..1 in per cent, at least one digit of it: `0 %`, `0.35 %`, `12 %`."""
+    percent = value * 100
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
+
+
+def short_state(state: FlowState) -> Text:
+    """At most four characters, coloured."""
+    return Text(SHORT_STATES[state], STATE_STYLES[state])
+
+
+def state_text(state: FlowState, cause: Cause | None) -> Text:
+    """As `congested by queue_delay`, coloured."""
+    return Text(f"{state} by {cause}" if cause else state, STATE_STYLES[state])
+
+
 def type_label(traffic_type: int) -> str:
     """The word for a traffic type; a number that this version does not know, as it is."""
     try:
@@ -135,6 +188,21 @@ def marking(flow: FlowDetails) -> str:
     return f"{flow.dscp}/{flow.non_conformant_dscp}" if remarks else str(flow.dscp)
 
 
+def sockets(flow: FlowDetails) -> str:
+    """The first one, and how many more."""
+    if flow.whole_program:
+        return "all of the program"
+    number = socket_count(flow)
+    return (flow.members[0] if number else "no socket") + (f" and {number - 1} more" if number > 1 else "")
+
+
+def socket_count(flow: FlowDetails) -> int:
+    """How many destinations of sockets are in it."""
+    # The daemon tells long lists in part; their last entry says how many it left out.
+    rest = re.fullmatch(r"and (\d+) more", flow.members[-1]) if flow.members else None
+    return len(flow.members) - 1 + int(rest[1]) if rest else len(flow.members)
+
+
 def stats_of(flow: FlowDetails) -> FlowStats:
     """The flow's counters as their type; fields that this version does not know are left out."""
     return msgspec.convert(flow.stats, FlowStats)
@@ -163,6 +231,10 @@ def flow_document(flow: FlowDetails) -> dict[str, Any]:
         "members": flow.members,
         "whole_program": flow.whole_program,
         "shapers": flow.shapers,
+        "state": flow.state,
+        "cause": flow.cause,
+        "state_s": flow.state_s,
+        "evidence": flow.evidence,
         "stats": stats_document(stats_of(flow)),
     }
 

@@ -3,59 +3,25 @@
 Live where the output is a terminal; else, and with --once or --json, one table after one interval.
 """
 
-import os
-import select
-import signal
-import sys
-import termios
 import time
-import tty
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Self
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from qos2.cli import render
+from qos2.cli.keyboard import Keyboard, terminated_by_exception
 from qos2.cli.ports import Client
 from qos2.cli.render import Grid
-from qos2.model import FlowStats
-from qos2.wire.protocol import FlowDetails
+from qos2.cli.sampling import Row, Sample, rows
 
 #: Lines of the live view that are not flows: title, table head and rule, note on hidden flows, keys.
 _OTHER_LINES = 6
 #: From this width on, types are spelt out and bars are long.
 _WIDE_COLUMNS = 110
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Every flow's counters, and when they were read (seconds of a monotonic clock)."""
-
-    at_s: float
-    flows: dict[int, tuple[FlowDetails, FlowStats]]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One flow over the time between two samples; all figures per second."""
-
-    flow: FlowDetails
-    bits: float
-    packets: float
-    delayed: float
-    remarked: float
-    dropped: float
-
-    @property
-    def use(self) -> float | None:
-        """Its share of its contract, None without one."""
-        return self.bits / self.flow.bandwidth if self.flow.bandwidth else None
 
 
 SORTS: dict[str, Callable[[Row], Any]] = {
@@ -71,17 +37,6 @@ SORTS: dict[str, Callable[[Row], Any]] = {
 KEYS = {name[0]: name for name in SORTS}
 
 
-def interval(text: str) -> float:
-    """Seconds between samples. Raises ArgumentTypeError outside 0.1 .. 3600."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise ArgumentTypeError(f"{text!r} is not between 0.1 and 3600 seconds")
-    return seconds
-
-
 def execute(qos: Client, arguments: Namespace, out: Console) -> int:
     """Show rates, once or until q."""
     if arguments.once or arguments.json or not out.is_terminal:
@@ -89,36 +44,9 @@ def execute(qos: Client, arguments: Namespace, out: Console) -> int:
     return _live(qos, arguments, out)
 
 
-def sample(qos: Client, clock: Callable[[], float] = time.monotonic) -> Sample:
-    """Ask for all flows that the caller may see."""
-    flows = qos.flows()
-    return Sample(clock(), {flow.flow: (flow, render.stats_of(flow)) for flow in flows})
-
-
-def rows(before: Sample, after: Sample, order: str) -> list[Row]:
-    """Rates of the flows of `after`; a flow that began in between counts from its beginning."""
-    made = []
-    for number, (flow, now) in after.flows.items():
-        elapsed_s = after.at_s - before.at_s
-        if number in before.flows:
-            then = before.flows[number][1]
-        else:
-            then = FlowStats()
-            elapsed_s = min(elapsed_s, flow.age_s)
-        made.append(_row(flow, then, now, max(elapsed_s, 1e-3)))
-    return sorted(made, key=lambda row: (SORTS[order](row), row.flow.flow))
-
-
-def _row(flow: FlowDetails, then: FlowStats, now: FlowStats, elapsed_s: float) -> Row:
-    drops = sum(now.dropped_packets.values()) - sum(then.dropped_packets.values())
-    return Row(
-        flow,
-        bits=(now.bytes - then.bytes) * 8 / elapsed_s,
-        packets=(now.packets - then.packets) / elapsed_s,
-        delayed=(now.delayed_packets - then.delayed_packets) / elapsed_s,
-        remarked=(now.non_conformant_packets - then.non_conformant_packets) / elapsed_s,
-        dropped=drops / elapsed_s,
-    )
+def ordered(shown: Sequence[Row], order: str) -> list[Row]:
+    """The rows as one of SORTS wants them."""
+    return sorted(shown, key=lambda row: (SORTS[order](row), row.flow.flow))
 
 
 def document(shown: Sequence[Row], interval_s: float) -> dict[str, Any]:
@@ -194,10 +122,10 @@ def bar(row: Row, most: float, width: int, *, ascii_only: bool) -> Text:
 
 
 def _once(qos: Client, arguments: Namespace, out: Console) -> int:
-    before = sample(qos)
+    before = Sample.of(qos.flows())
     time.sleep(arguments.interval)
-    after = sample(qos)
-    shown = rows(before, after, arguments.sort)
+    after = Sample.of(qos.flows())
+    shown = ordered(rows(before, after), arguments.sort)
     if arguments.json:
         render.write_json(out, document(shown, after.at_s - before.at_s))
     else:
@@ -207,62 +135,20 @@ def _once(qos: Client, arguments: Namespace, out: Console) -> int:
 
 def _live(qos: Client, arguments: Namespace, out: Console) -> int:
     order: str = arguments.sort
-    before = after = sample(qos)
+    before = after = Sample.of(qos.flows())
     with (
-        _terminated_by_exception(),
-        _Keyboard() as keyboard,
+        terminated_by_exception(),
+        Keyboard() as keyboard,
         Live(console=out, screen=True, auto_refresh=False) as live,
     ):
         try:
             while True:
-                live.update(view(rows(before, after, order), order, out, keys=True), refresh=True)
+                live.update(view(ordered(rows(before, after), order), order, out, keys=True), refresh=True)
                 key = keyboard.wait(after.at_s + arguments.interval - time.monotonic())
                 if key == "q":
                     return 0
                 order = KEYS.get(key, order)
                 if time.monotonic() >= after.at_s + arguments.interval:
-                    before, after = after, sample(qos)
+                    before, after = after, Sample.of(qos.flows())
         except KeyboardInterrupt:
             return 0
-
-
-@contextmanager
-def _terminated_by_exception() -> Iterator[None]:
-    """SIGTERM unwinds the stack, so that the terminal gets its screen and its echo back."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-class _Keyboard:
-    """Single keys from standard input; none where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._fd = sys.stdin.fileno() if sys.stdin.isatty() else None
-
-    def __enter__(self) -> Self:
-        if self._fd is not None:
-            self._saved = termios.tcgetattr(self._fd)
-            tty.setcbreak(self._fd)
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        if self._fd is not None:
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
-
-    def wait(self, seconds: float) -> str:
-        """The key pressed within `seconds`, else an empty text."""
-        seconds = max(seconds, 0.0)
-        if self._fd is None:
-            time.sleep(seconds)
-            return ""
-        if not select.select([self._fd], [], [], seconds)[0]:
-            return ""
-        # Nothing to read on a ready terminal: it has hung up.
-        return os.read(self._fd, 1).decode("ascii", "replace").lower() or "q"

@@ -18,12 +18,18 @@ Inner = TypeVar("Inner")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a request that waited has come to: `error`, else `result`, which a condition has none of."""
+    """What a request that waited has come to: `error`, else `result`, which a condition has none of.
+
+    `condition` is what it waited for (None: a measurement). `signal_s` is the time of the signals that ended the
+    wait, by the daemon's clock; None where something else did.
+    """
 
     handle: int
     request: int
     result: FlowFundamentals | None = None
     error: QosError | None = None
+    condition: Condition | None = None
+    signal_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,14 +104,20 @@ class Notifications:
     def for_measurements(self, flow: FlowId) -> tuple[Wait, ...]:
         return tuple(self._measurements.get(flow, {}).values())
 
-    def complete(self, wait: Wait, result: FlowFundamentals | None = None, error: QosError | None = None) -> None:
+    def complete(
+        self,
+        wait: Wait,
+        result: FlowFundamentals | None = None,
+        error: QosError | None = None,
+        signal_s: float | None = None,
+    ) -> None:
         """The wait is over."""
         _take(self._by_handle, wait.handle, wait.request)
         if wait.condition is None:
             _take(self._measurements, wait.flow, (wait.handle, wait.request))
         else:
             _take(self._conditions, wait.flow, wait.condition)
-        self.completed.append(Completion(wait.handle, wait.request, result, error))
+        self.completed.append(Completion(wait.handle, wait.request, result, error, wait.condition, signal_s))
 
     def cancel(self, wait: Wait, why: str) -> None:
         """The wait is over without having come to anything."""

@@ -8,10 +8,13 @@ from qos2.model import (
     Condition,
     DatapathStatus,
     Destination,
+    Dscp,
+    Explanation,
     FlowFundamentals,
     FlowId,
     FlowPolicy,
     FlowStats,
+    PathReport,
     Peer,
     RemoteHost,
     SocketFacts,
@@ -91,7 +94,15 @@ class Paths(Protocol):
         ...
 
     def end(self, host: RemoteHost) -> None:
-        """The last user of this host has left."""
+        """The last user of this host has left: nothing is sent to it any more. What is known is kept for a while."""
+        ...
+
+    def hold(self, flow: FlowId, host: RemoteHost, dscp: Dscp | None, bandwidth: Bandwidth) -> None:
+        """An adaptive flow uses this host, is marked so, and holds this contract (0: none). Again when that changes."""
+        ...
+
+    def let_go(self, flow: FlowId, host: RemoteHost) -> None:
+        """What `hold` said last is over."""
         ...
 
     def estimate(self, host: RemoteHost) -> FlowFundamentals | None:
@@ -109,13 +120,29 @@ class Paths(Protocol):
         """
         ...
 
-    def measured(self) -> Collection[RemoteHost]:
-        """Hosts of which a `refresh` has ended, well or not, since the last call."""
+    def measured(self) -> Mapping[RemoteHost, bool]:
+        """Hosts of which a `refresh` has ended since the last call, and whether it brought anything new."""
         ...
 
 
 class Conditions(Protocol):
-    """Whether flows meet congestion."""
+    """Whether flows meet congestion. The flows that `begin` names are judged until `end`."""
+
+    def begin(self, flow: FlowId, facts: SocketFacts, host: RemoteHost | None) -> None:
+        """A flow that has one socket alone. `host`: where an adaptive one sends."""
+        ...
+
+    def end(self, flow: FlowId) -> None:
+        """It has ended, or has several sockets now. Of flows that never began too."""
+        ...
+
+    def report(self, flow: FlowId, report: PathReport) -> None:
+        """What the application says. Raises NotSupported for a flow that is not judged."""
+        ...
+
+    def explain(self, flow: FlowId) -> Explanation | None:
+        """What is said of this flow, and why; None for one that is not judged."""
+        ...
 
     def watch(self, flow: FlowId, host: RemoteHost) -> None:
         """Somebody waits for a condition of this flow: judge it. Called once until `unwatch`."""

@@ -7,7 +7,7 @@ the answer. What passes them all is carried out by changes.py, or answered by es
 The server calls it with facts from the kernel, never with what a client claims about itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from qos2.core.accounts import Accounts
@@ -24,7 +24,7 @@ from qos2.core.priorities import Treatment
 from qos2.core.rules import Deniable, Rules
 from qos2.core.rules import Limits as Limits  # a part of what this module offers
 from qos2.core.slots import SlotPool
-from qos2.core.views import FlowView, ServiceStatus, view_of
+from qos2.core.views import Explained, FlowView, ServiceStatus, view_of
 from qos2.errors import (
     InvalidRequest,
     LimitExceeded,
@@ -41,6 +41,7 @@ from qos2.model import (
     FlowRate,
     FlowStats,
     PacketPriority,
+    PathReport,
     Peer,
     RemoteHost,
     SocketFacts,
@@ -107,8 +108,7 @@ class Service:
         owner = self._handles.find(handle)
         for flow in tuple(owner.flows.values()):
             self._changes.end_anyhow(flow)
-            if flow.host is not None:
-                self._estimates.end(flow)
+            self._estimates.end(flow)
         self._estimates.close(owner)
         self._handles.close(owner)
 
@@ -144,13 +144,11 @@ class Service:
             if self._rules.deny:
                 self._rules.check(Deniable.FLOWS)
             treatment = Treatment.begin(kind, adaptive=adaptive)
-            if adaptive:
-                host = remote_host(facts, destination)
-                supported = self._estimates.supports(host)
+            host = remote_host(facts, destination) if adaptive else None
+            supported = host is not None and self._estimates.supports(host)
             self._handles.check_share(owner)
             begun = self._changes.begin_with_socket(owner, treatment, self._clock(), fd, facts, member)
-            if adaptive:
-                self._estimates.begin(self._table.flows[slot_of(begun)], host, supported=supported)
+            self._estimates.begin(self._table.flows[slot_of(begun)], facts, host, supported=supported)
             return begun
         if adaptive:
             raise InvalidRequest("an adaptive flow has one socket", "add to an existing flow as non-adaptive")
@@ -164,6 +162,7 @@ class Service:
             if found.member_count >= self.limits.members_per_flow:
                 raise LimitExceeded(f"flow {flow} has {found.member_count} members", "raise members_per_flow")
             self._changes.join(found, fd, facts, member)
+            self._estimates.grown(found)
         return found.id
 
     def add_program(self, handle: int, traffic_type: int) -> FlowId:
@@ -186,7 +185,7 @@ class Service:
             self._changes.remove(found, fd, facts)
         else:
             raise NoSuchFlow(f"the socket is not in flow {flow}", "it left, moved to another flow, or never joined")
-        if found.host is not None:  # an adaptive flow, which has one socket
+        if self._table.find(flow) is None:
             self._estimates.end(found)
 
     # What a flow does
@@ -198,6 +197,7 @@ class Service:
         found = self._owned(owner, flow)
         self._rules.check(Deniable.TRAFFIC_TYPE)
         self._changes.treat(found, found.treatment.with_traffic_type(kind))
+        self._estimates.treated(found)
 
     def set_rate(self, handle: int, flow: int, bandwidth: int, shaping: int, reason: int) -> None:
         """QOSSetFlow(QOSSetOutgoingRate): bits/s at IP level, 0 takes contract and marks away.
@@ -212,8 +212,7 @@ class Service:
         if found.host is not None and rate is not None:
             self._estimates.admit(found, rate.bandwidth)
         self._changes.treat(found, found.treatment.with_rate(rate))
-        if found.host is not None:
-            self._estimates.judge(found)
+        self._estimates.treated(found)
 
     def set_dscp(self, handle: int, flow: int, dscp: int) -> None:
         """QOSSetFlow(QOSSetOutgoingDSCPValue). Raises NotPermitted, and NotSupported for an adaptive flow."""
@@ -299,6 +298,18 @@ class Service:
         self._rules.check(Deniable.ESTIMATES)
         return self._estimates.notify(owner, found, awaited, Bandwidth(bandwidth), request)
 
+    def report(self, handle: int, flow: int, report: PathReport) -> None:
+        """What the application knows of its own traffic (an extension). Raises InvalidRequest, NotSupported."""
+        found = self._owned(self._handles.find(handle), flow)
+        self._rules.check(Deniable.ESTIMATES)
+        self._estimates.report(found, report)
+
+    def explain(self, handle: int, flow: int) -> Explained:
+        """Everything about one flow, and why it is said to be congested or not, as `details`."""
+        found = self._visible(self._handles.find(handle), flow)
+        explanation, estimate = self._estimates.explain(found)
+        return Explained(now_s=self._clock(), explanation=explanation, estimate=estimate, view=self._view(found))
+
     def cancel(self, handle: int, request: int) -> None:
         """QOSCancel: the request completes with Cancelled. Raises InvalidRequest where it does not wait."""
         self._estimates.cancel(self._handles.find(handle), request)
@@ -321,17 +332,9 @@ class Service:
 
     # For the daemon: news, tick and metrics
 
-    def conditions_changed(self, flows: Iterable[FlowId]) -> None:
-        """Answers of Conditions about these flows may have changed."""
-        self._estimates.conditions_changed(flows)
-
-    def measured(self, host: RemoteHost) -> None:
-        """A measurement that Paths was asked for has ended, well or not."""
-        self._estimates.measured(host)
-
-    def follow(self) -> None:
-        """About ten times a second: the two above, for all that paths and conditions have to tell."""
-        self._estimates.follow()
+    def follow(self, signal_s: float | None = None) -> None:
+        """About ten times a second: whoever waited for what paths and conditions made of the signals of `signal_s`."""
+        self._estimates.follow(signal_s)
 
     def take_completed(self) -> list[Completion]:
         """What requests that waited have come to since the last call, in this order. Handles may have closed."""
@@ -394,4 +397,4 @@ class Service:
 
     def _view(self, flow: Flow) -> FlowView:
         shapers, stats = self._datapath.shapers(flow.id), self._datapath.stats(flow.id)
-        return view_of(flow, self._table, self._clock(), shapers, stats)
+        return view_of(flow, self._table, self._clock(), shapers, stats, self._estimates.judgement(flow))

@@ -1,8 +1,8 @@
 """Who uses which remote host: processes that track it, and adaptive flows that send to it.
 
-Each host has one measurement, begun for its first user and ended after its last. What a handle tracks
-lingers when it closes, since QOSStopTrackingClient may come later through another handle, and a client
-that comes back within that time finds its estimates. Virtual time: the caller says what time it is.
+Each host has one measurement, begun for its first user and ended with its last: nothing is measured for
+nobody. That a process tracks a host is remembered for a while after its last handle has closed, since
+QOSStopTrackingClient may come later through another one. Virtual time: the caller says what time it is.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Process = tuple[int, int]
 
 @dataclass(slots=True, eq=False)
 class _Tracked:
-    """A host that a process tracks: through these handles, or lingering after the last of them has closed."""
+    """A host that a process tracks: through these handles, or, without any, remembered after the last has closed."""
 
     handles: set[int] = field(default_factory=set)
 
@@ -56,8 +56,9 @@ class Tracking:
                 raise LimitExceeded(f"user {uid} tracks {number} hosts", "stop tracking some, or raise tracked_per_uid")
             self._tracked_by_uid[uid] = number + 1
             entry = self._processes.setdefault(process, {})[host] = _Tracked()
-            self._use(host)
         self._lingering.pop((process, host), None)
+        if not entry.handles:
+            self._use(host)
         entry.handles.add(handle.number)
 
     def stop(self, handle: Handle, host: RemoteHost) -> None:
@@ -69,45 +70,51 @@ class Tracking:
         entry = self._processes.get(process, {}).get(host)
         if entry is None:
             raise NoSuchFlow(f"{host} is not tracked", "it was never started, or stopped already")
-        if handle.number in entry.handles:
-            entry.handles.remove(handle.number)
-        elif entry.handles:
-            entry.handles.pop()
+        if entry.handles:
+            entry.handles.discard(handle.number if handle.number in entry.handles else min(entry.handles))
+            if not entry.handles:
+                self._unuse(host)
         if not entry.handles:
             self._forget(process, host)
 
     def close(self, handle: Handle, now_s: float) -> None:
-        """The handle has closed: what only it tracked lingers."""
+        """The handle has closed: what only it tracked is not measured any more, and may be stopped for a while."""
         process = _process(handle)
         for host, entry in self._processes.get(process, {}).items():
             if handle.number in entry.handles:
                 entry.handles.remove(handle.number)
                 if not entry.handles:
+                    self._unuse(host)
                     self._lingering[process, host] = now_s + LINGER_S
 
     def expire(self, now_s: float) -> None:
-        """End what has lingered for its time."""
+        """Forget what has lingered for its time."""
         while self._lingering:
             (process, host), until_s = next(iter(self._lingering.items()))
             if until_s > now_s:
                 return
             self._forget(process, host)
 
-    def join(self, flow: FlowId, host: RemoteHost) -> None:
-        """An adaptive flow uses this host, until it leaves. Again changes nothing."""
+    def join(self, flow: FlowId, host: RemoteHost) -> bool:
+        """An adaptive flow uses this host, until it leaves. Whether it is new here; again changes nothing."""
         flows = self._flows.setdefault(host, set())
-        if flow not in flows:
-            flows.add(flow)
-            self._use(host)
+        if flow in flows:
+            return False
+        flows.add(flow)
+        self._use(host)
+        return True
 
     def leave(self, flow: FlowId, host: RemoteHost) -> None:
-        """The flow has ended, whether or not it had joined."""
-        flows = self._flows.get(host, set())
-        if flow in flows:
-            flows.remove(flow)
-            if not flows:
-                del self._flows[host]
-            self._unuse(host)
+        """A flow that had joined has ended."""
+        flows = self._flows[host]
+        flows.remove(flow)
+        if not flows:
+            del self._flows[host]
+        self._unuse(host)
+
+    def has(self, flow: FlowId, host: RemoteHost) -> bool:
+        """Whether the flow has joined."""
+        return flow in self._flows.get(host, ())
 
     def flows(self, host: RemoteHost) -> tuple[FlowId, ...]:
         """The flows that have joined."""
@@ -123,7 +130,6 @@ class Tracking:
         self._tracked_by_uid[uid] -= 1
         if not self._tracked_by_uid[uid]:
             del self._tracked_by_uid[uid]
-        self._unuse(host)
 
     def _use(self, host: RemoteHost) -> None:
         users = self._users.get(host, 0)

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qos2.core.flows import Flow, FlowTable
-from qos2.model import Bandwidth, DatapathStatus, Dscp, FlowId, FlowStats, Shaping, TrafficType
+from qos2.model import (
+    Bandwidth,
+    DatapathStatus,
+    Dscp,
+    Explanation,
+    FlowFundamentals,
+    FlowId,
+    FlowStats,
+    Judgement,
+    Shaping,
+    TrafficType,
+)
 
 #: So many members are told one by one, so that the view of one flow fits a message.
 MEMBERS_TOLD = 64
@@ -31,6 +42,18 @@ class FlowView:
     whole_program: bool
     shapers: Mapping[str, str]  #: device name -> how it holds the flow back
     stats: FlowStats
+    judgement: Judgement  #: what is said of its way through the network
+    judged_for_s: float  #: for how long
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One flow, why it is said to be congested or not (None: it is not judged), and what is known of its path."""
+
+    now_s: float  #: of the clock that judgements are dated by
+    explanation: Explanation | None
+    estimate: FlowFundamentals | None
+    view: FlowView
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +81,9 @@ def members_of(flow: Flow, table: FlowTable) -> tuple[str, ...]:
     return (*told, f"and {rest} more") if rest else told
 
 
-def view_of(flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, str], stats: FlowStats) -> FlowView:
+def view_of(
+    flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, str], stats: FlowStats, judgement: Judgement
+) -> FlowView:
     treatment, peer, policy = flow.treatment, flow.owner.peer, flow.policy
     return FlowView(
         flow=flow.id,
@@ -77,4 +102,6 @@ def view_of(flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, st
         whole_program=flow.whole_program,
         shapers=shapers,
         stats=stats,
+        judgement=judgement,
+        judged_for_s=now_s - judgement.since_s,
     )

@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TypeVar
 
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath import hook
 from qos2.datapath.links import Device, LinkWatch, Namespace
 from qos2.datapath.maps import open_pin
-from qos2.datapath.routes import is_on_link
+from qos2.datapath.routes import reach
 from qos2.datapath.shapers import DeviceShaper, shaper_for
 from qos2.errors import DatapathError, DeviceGone, QosError
-from qos2.model import DeviceStatus, Shaper
+from qos2.model import DeviceStatus, Reach, Shaper
+
+Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
 #: The kernel drops what is sent while a root qdisc is swapped (a few ms): ours stays this long after its last flow.
@@ -121,13 +124,20 @@ class Devices:
             self._open(namespace, own=False)
         return namespace.cookie
 
-    def on_link(self, cookie: int, address: IPv4Address | IPv6Address) -> bool:
-        """Whether a host is on the same link for this namespace (routes.is_on_link); False where that is not in use.
+    def reach(self, cookie: int, address: IPv4Address | IPv6Address) -> Reach:
+        """How this namespace reaches an address (routes.reach); NO_HOST where the namespace is not in use.
 
         Raises HostUnreachable.
         """
         place = self._places.get(cookie)
-        return place is not None and is_on_link(place.namespace.conversation, address)
+        return Reach.NO_HOST if place is None else reach(place.namespace.conversation, address)
+
+    def enter(self, cookie: int, work: Callable[[], Result]) -> Result:
+        """Do `work` inside a namespace in use and return what it returns. Raises DeviceGone for any other."""
+        place = self._places.get(cookie)
+        if place is None:
+            raise DeviceGone(f"network namespace {cookie} is not in use", "its last flow has ended")
+        return place.namespace.run(work)
 
     def watches(self) -> Iterator[tuple[int, LinkWatch]]:
         """(namespace cookie, watch) of every namespace."""

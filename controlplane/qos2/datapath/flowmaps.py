@@ -12,8 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qos2.core.bucket import bucket_depth_bytes
+from qos2.core.signals import SIGNALS, Signals, Slots
 from qos2.datapath import abi
 from qos2.datapath.maps import Map, MappedArray
 from qos2.model import SLOT_BITS, SLOT_MASK, Action, FlowId, FlowPolicy, FlowStats
@@ -26,6 +28,11 @@ _COLD = struct.Struct("=8Q")
 _MARK = int(abi.PolicyFlag.MARK)
 _ZERO_LINE = bytes(_LINE_BYTES)
 _ZERO_LINES = (_ZERO_LINE, _ZERO_LINE)
+_SIGNALS_OF_HOT = (
+    *("bytes", "packets", "srtt_us", "min_rtt_us"),
+    *("retransmits", "lost", "delivered", "delivered_ce"),
+)
+Counts = NDArray[np.uint64]
 _DROPS = tuple(reason.label for reason in abi.Drop)
 #: Of a flow that has sent nothing: flows that end like that are the quick ones.
 _NOTHING = FlowStats(dropped_packets=dict.fromkeys(_DROPS, 0), dropped_bytes=dict.fromkeys(_DROPS, 0))
@@ -181,6 +188,18 @@ class FlowMaps:
             last_ns=self._clock.time_ns(hot[5]) if hot[2] else 0,
             debt_ns=max(0, hot[0] - time.monotonic_ns()),
         )
+
+    def signals(self, slots: Slots, queue_drops: Counts) -> Signals:
+        """Counters of the flows in these slots, in their order; `queue_drops` are packets by htb minor."""
+        if len(slots):
+            self._extend(int(slots.max()))
+        hot, cold, minors = self._hot.view[slots], self._cold.view[slots], self._policy.view["htb_minor"][slots]
+        found = np.empty(len(slots), SIGNALS)
+        for name in _SIGNALS_OF_HOT:
+            found[name] = hot[name]
+        found["delayed_packets"], found["delay_ns"] = cold["delayed_packets"], cold["delay_ns"]
+        found["dropped_packets"] = cold["dropped_packets"].sum(axis=1, dtype=np.uint64) + queue_drops[minors]
+        return found
 
     def totals(self, type_of_slot: bytearray, types: int) -> list[FlowStats]:
         """Sums over the live flows of each type 0 .. types-1; other values in `type_of_slot` are left out."""

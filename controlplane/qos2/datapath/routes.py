@@ -11,6 +11,7 @@ from socket import AF_INET, AF_INET6
 
 from qos2.datapath.netlink import Conversation, NetlinkRefused, Request, attribute, attributes
 from qos2.errors import HostUnreachable
+from qos2.model import Reach
 
 # linux/rtnetlink.h
 RTM_GETROUTE = 26
@@ -29,11 +30,10 @@ _NO_ROUTE = frozenset(
 )
 
 
-def is_on_link(conversation: Conversation, address: IPv4Address | IPv6Address) -> bool:
-    """Whether packets to this host reach it without a gateway; this machine's own addresses are on-link too.
+def reach(conversation: Conversation, address: IPv4Address | IPv6Address) -> Reach:
+    """How packets to this address travel; this machine's own addresses are on the link too.
 
-    False also for broadcast and multicast addresses, which are no single host. Raises HostUnreachable
-    without a route, DatapathError where the kernel does not answer.
+    Raises HostUnreachable without a route, DatapathError where the kernel does not answer.
     """
     family = AF_INET if isinstance(address, IPv4Address) else AF_INET6
     body = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, address.packed)
@@ -43,6 +43,7 @@ def is_on_link(conversation: Conversation, address: IPv4Address | IPv6Address) -
         if refused.number in _NO_ROUTE:
             raise HostUnreachable(f"no route to {address}", "see: ip route get") from refused
         raise
-    kind = _ROUTE.unpack_from(answer.body)[7]
+    if _ROUTE.unpack_from(answer.body)[7] not in (RTN_UNICAST, RTN_LOCAL):
+        return Reach.NO_HOST
     told = {each for each, _payload in attributes(answer.body[_ROUTE.size :])}
-    return kind in (RTN_UNICAST, RTN_LOCAL) and not told & {RTA_GATEWAY, RTA_VIA}
+    return Reach.ROUTED if told & {RTA_GATEWAY, RTA_VIA} else Reach.ON_LINK

@@ -5,16 +5,28 @@ a mistake of the control plane, such as ending what was not begun. Nothing is me
 would have been. Every host can be learnt about until a test says otherwise.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
-from qos2.errors import HostUnreachable, QosError
-from qos2.model import Bandwidth, Condition, FlowFundamentals, FlowId, RemoteHost
+from qos2.errors import HostUnreachable, NotSupported, QosError
+from qos2.model import (
+    Bandwidth,
+    Condition,
+    Dscp,
+    Explanation,
+    FlowFundamentals,
+    FlowId,
+    Judgement,
+    PathReport,
+    RemoteHost,
+    SocketFacts,
+)
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Address = IPv4Address | IPv6Address | str
+_UNKNOWN = Explanation(None, (Judgement(),), {})
 
 
 class FakePaths:
@@ -26,8 +38,10 @@ class FakePaths:
         self._estimates: dict[IPv4Address | IPv6Address, FlowFundamentals] = {}
         self._admission: dict[IPv4Address | IPv6Address, QosError] = {}
         self._no_refresh: dict[IPv4Address | IPv6Address, QosError] = {}
-        self._measured: dict[RemoteHost, None] = {}
+        self._measured: dict[RemoteHost, bool] = {}
         self.begun: set[RemoteHost] = set()  #: in use now
+        #: What flows hold now: host, DSCP, contract.
+        self.held: dict[FlowId, tuple[RemoteHost, Dscp | None, Bandwidth]] = {}
         self.refreshing: list[RemoteHost] = []  #: asked to be measured anew, in the order of asking
         self.asked: list[tuple[str, Bandwidth, Bandwidth]] = []  #: every `admit`: host, held, wanted
         self.operations: list[str] = []  #: as "begin 192.0.2.7", every call that changes something
@@ -52,12 +66,12 @@ class FakePaths:
         """`refresh` raises this; None: it can be done."""
         _put(self._no_refresh, ip_address(address), refusal)
 
-    def finish_refresh(self, address: Address) -> None:
-        """The measurements under way of this host are done; `measured` tells so."""
+    def finish_refresh(self, address: Address, *, new: bool = True) -> None:
+        """The measurements under way of this host are done; `measured` tells so, and whether anything is new."""
         ip = ip_address(address)
         done = {host for host in self.refreshing if host.address == ip}
         self.refreshing = [host for host in self.refreshing if host not in done]
-        self._measured |= dict.fromkeys(done)
+        self._measured |= dict.fromkeys(done, new)
 
     def supports(self, host: RemoteHost) -> bool:
         if host.address in self._unreachable:
@@ -74,11 +88,22 @@ class FakePaths:
         self.operations.append(f"end {host}")
         if host not in self.begun:
             raise RuntimeError(f"{host} has not begun")
+        if any(holder[0] == host for holder in self.held.values()):
+            raise RuntimeError(f"flows still use {host}")
         self.begun.remove(host)
 
     def estimate(self, host: RemoteHost) -> FlowFundamentals | None:
         self._check_begun(host)
         return self._estimates.get(host.address)
+
+    def hold(self, flow: FlowId, host: RemoteHost, dscp: Dscp | None, bandwidth: Bandwidth) -> None:
+        self._check_begun(host)
+        self.held[flow] = (host, dscp, bandwidth)
+
+    def let_go(self, flow: FlowId, host: RemoteHost) -> None:
+        self._check_begun(host)
+        if self.held.pop(flow, (None,))[0] != host:
+            raise RuntimeError(f"flow {flow} holds nothing of {host}")
 
     def refresh(self, host: RemoteHost) -> None:
         self.operations.append(f"refresh {host}")
@@ -95,9 +120,9 @@ class FakePaths:
         if host.address in self._admission:
             raise self._admission[host.address]
 
-    def measured(self) -> Collection[RemoteHost]:
+    def measured(self) -> Mapping[RemoteHost, bool]:
         done, self._measured = self._measured, {}
-        return tuple(done)
+        return done
 
     def _check_begun(self, host: RemoteHost) -> None:
         if host not in self.begun:
@@ -111,6 +136,10 @@ class FakeConditions:
         self._congested: dict[FlowId, bool] = {}
         self._free: dict[FlowId, int] = {}
         self._changed: dict[FlowId, None] = {}
+        #: Flows that are judged now: what they were begun with.
+        self.judged: dict[FlowId, tuple[SocketFacts, RemoteHost | None]] = {}
+        self.reports: list[tuple[FlowId, PathReport]] = []  #: in their order
+        self.explanations: dict[FlowId, Explanation] = {}  #: what `explain` tells of judged flows
         self.watched: dict[FlowId, RemoteHost] = {}
         self.operations: list[str] = []  #: as "watch 1048577", every call that changes something
 
@@ -119,6 +148,24 @@ class FakeConditions:
         _put(self._congested, FlowId(flow), congested)
         self._free[FlowId(flow)] = free
         self._changed[FlowId(flow)] = None
+
+    def begin(self, flow: FlowId, facts: SocketFacts, host: RemoteHost | None) -> None:
+        if flow in self.judged:
+            raise RuntimeError(f"flow {flow} is judged already")
+        self.judged[flow] = (facts, host)
+
+    def end(self, flow: FlowId) -> None:
+        if flow in self.watched:
+            raise RuntimeError(f"flow {flow} is still watched")
+        self.judged.pop(flow, None)
+
+    def report(self, flow: FlowId, report: PathReport) -> None:
+        if flow not in self.judged:
+            raise NotSupported(f"flow {flow} is not judged", "the test says so")
+        self.reports.append((flow, report))
+
+    def explain(self, flow: FlowId) -> Explanation | None:
+        return self.explanations.get(flow, _UNKNOWN) if flow in self.judged else None
 
     def watch(self, flow: FlowId, host: RemoteHost) -> None:
         self.operations.append(f"watch {flow}")

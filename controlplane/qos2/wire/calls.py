@@ -6,6 +6,7 @@ daemon judges them; only what cannot be put on the wire is refused here.
 """
 
 from collections.abc import Callable, Generator
+from math import isfinite
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -206,6 +207,7 @@ def fundamentals(flow: int, fresh: bool) -> Call[FlowFundamentals]:
             None if bottleneck is None else Bandwidth(bottleneck),
             None if available is None else Bandwidth(available),
             result.rtt_us,
+            result.statements,
         )
 
     return Call(protocol.QueryFundamentals(flow=flow, fresh=fresh), protocol.Fundamentals, read, waits=bool(fresh))
@@ -214,6 +216,23 @@ def fundamentals(flow: int, fresh: bool) -> Call[FlowFundamentals]:
 def notify(flow: int, condition: int, bandwidth: int) -> Call[None]:
     request = protocol.Notify(flow=flow, condition=condition, bandwidth=bandwidth)
     return Call(request, protocol.Done, _nothing, waits=True)
+
+
+def report(flow: int, rtt: float | None, loss: float | None, delivered: int | None) -> Call[None]:
+    """Seconds, a share, bytes at IP level. Raises InvalidRequest for what is no number that could be told."""
+    try:
+        rtt_us = None if rtt is None else round(rtt * 1e6)
+        share = None if loss is None else float(loss)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"not a report: {error}", "rtt in seconds, loss as a share of 0 to 1") from error
+    if share is not None and not isfinite(share):
+        raise InvalidRequest(f"a loss of {share}", "a share of what was sent, 0 to 1")
+    request = protocol.Report(flow=flow, rtt_us=rtt_us, loss=share, delivered_bytes=delivered)
+    return Call(request, protocol.Done, _nothing)
+
+
+def explain(flow: int) -> Call[protocol.Explanation]:
+    return Call(protocol.Explain(flow=flow), protocol.Explanation, _itself)
 
 
 def cancel(request: int) -> Call[None]:

@@ -9,11 +9,53 @@ No I/O here: client and server use the same types and the same two functions per
 docs/protocol.md is the same for people who write a client in another language.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from qos2.errors import BY_CODE, InternalError, ProtocolError, QosError
+from qos2.wire.results import (  # its results are a part of what this module offers
+    Added as Added,
+)
+from qos2.wire.results import (
+    Done as Done,
+)
+from qos2.wire.results import (
+    Explanation as Explanation,
+)
+from qos2.wire.results import (
+    FlowDetails as FlowDetails,
+)
+from qos2.wire.results import (
+    FlowIds as FlowIds,
+)
+from qos2.wire.results import (
+    Flows as Flows,
+)
+from qos2.wire.results import (
+    Fundamentals as Fundamentals,
+)
+from qos2.wire.results import (
+    Opened as Opened,
+)
+from qos2.wire.results import (
+    Priority as Priority,
+)
+from qos2.wire.results import (
+    Rate as Rate,
+)
+from qos2.wire.results import (
+    Result as Result,
+)
+from qos2.wire.results import (
+    StateChange as StateChange,
+)
+from qos2.wire.results import (
+    Stats as Stats,
+)
+from qos2.wire.results import (
+    StatusReport as StatusReport,
+)
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024
@@ -125,6 +167,25 @@ class Notify(Request, tag="notify"):
     bandwidth: Number = 0
 
 
+class Report(Request, tag="report"):
+    """What an application knows of a flow of its own since the last report (an extension). Result: Done.
+
+    Round trip time in microseconds, share 0..1 of its packets that was lost, bytes at IP level that have arrived; at
+    least one of them.
+    """
+
+    flow: Number
+    rtt_us: Number | None = None
+    loss: float | None = None
+    delivered_bytes: Number | None = None
+
+
+class Explain(Request, tag="explain"):
+    """Why a flow is in its state, and what is known of its path (an extension). Result: Explanation."""
+
+    flow: Number
+
+
 class Cancel(Request, tag="cancel"):
     """QOSCancel of the pending request number `request`, which is answered `cancelled`. Result: Done."""
 
@@ -187,6 +248,8 @@ AnyRequest = (
     | QueryFundamentals
     | QueryStats
     | Notify
+    | Report
+    | Explain
     | Cancel
     | StartTracking
     | StopTracking
@@ -197,108 +260,9 @@ AnyRequest = (
 )
 
 
-class Result(msgspec.Struct, kw_only=True, tag_field="result"):
-    """What a successful reply has."""
-
-    id: int = 0
-
-
-class Done(Result, tag="done"):
-    """Nothing to tell."""
-
-
-class Opened(Result, tag="opened"):
-    """The daemon's version, and whether this caller is privileged."""
-
-    server: str
-    privileged: bool
-
-
-class Added(Result, tag="added"):
-    flow: int
-
-
-class Priority(Result, tag="priority"):
-    conformant_dscp: int
-    non_conformant_dscp: int
-    conformant_l2: int
-    non_conformant_l2: int
-
-
-class Rate(Result, tag="rate"):
-    """Bandwidth 0: no contract."""
-
-    bandwidth: int
-    shaping: int
-    reason: int
-
-
-class Fundamentals(Result, tag="fundamentals"):
-    """Estimates of the path, None where not known: bandwidths in bits/s, round trip time in microseconds."""
-
-    bottleneck: int | None = None
-    available: int | None = None
-    rtt_us: int | None = None
-
-
-class Stats(Result, tag="stats"):
-    """model.FlowStats."""
-
-    stats: dict[str, Any]
-
-
-class FlowIds(Result, tag="flow_ids"):
-    """One page; with `more`, ask again `after` as many as are had by now."""
-
-    flows: list[int]
-    more: bool = False
-
-
-class FlowDetails(msgspec.Struct, kw_only=True, frozen=True):
-    """Everything about one flow. `dscp` None: left as the application sets it; `bandwidth` 0: no rate.
-
-    Long lists end in an entry "and N more". `stats` is model.FlowStats.
-    """
-
-    flow: int
-    traffic_type: int
-    adaptive: bool
-    dscp: int | None
-    dscp_override: bool
-    non_conformant_dscp: int
-    bandwidth: int
-    shaping: int | None
-    pid: int
-    uid: int
-    program: str
-    age_s: float
-    members: list[str]
-    whole_program: bool
-    shapers: dict[str, str]
-    stats: dict[str, Any]
-
-
-class Flows(Result, tag="flows"):
-    """One page; with `more`, ask again `after` the last id of this one."""
-
-    flows: list[FlowDetails]
-    more: bool = False
-
-
-class StatusReport(Result, tag="status"):
-    """`datapath` is model.DatapathStatus as a mapping; with `more`, ask again `after` the devices had by now."""
-
-    server: str
-    uptime_s: float
-    handles: int
-    flows: int
-    max_flows: int
-    orphans: int
-    datapath: dict[str, Any]
-    more: bool = False
-
-
-AnyResult = Done | Opened | Added | Priority | Rate | Fundamentals | Stats | FlowIds | Flows | StatusReport
+AnyResult = (
+    Done | Opened | Added | Priority | Rate | Fundamentals | Explanation | Stats | FlowIds | Flows | StatusReport
+)
 
 
 class Failure(msgspec.Struct, kw_only=True, tag_field="result", tag="error"):

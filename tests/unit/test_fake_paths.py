@@ -1,55 +1,17 @@
-"""What the daemon knows of paths before it measures any; and the fakes, which are to catch mistakes of others."""
+"""The fakes of paths and conditions, which are to catch mistakes of others."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 
 from qos2.errors import HostUnreachable, NetworkBusy, Retry
 from qos2.model import Bandwidth, Condition, FlowFundamentals, FlowId, RemoteHost
 from qos2.paths.fake import FakeConditions, FakePaths
-from qos2.paths.link import LinkPaths, UnknownConditions
 
 NEAR, FAR, LOST = (RemoteHost(ip_address(text), 7) for text in ("192.0.2.7", "198.51.100.1", "203.0.113.1"))
 FLOW = FlowId(0x100001)
 KNOWN = FlowFundamentals(rtt_us=5)
 ONE_MBIT, TWO_MBIT, NOTHING = Bandwidth(1_000_000), Bandwidth(2_000_000), Bandwidth(0)
-
-
-def on_link(netns_cookie: int, address: IPv4Address | IPv6Address) -> bool:
-    """A routing table of one network and a default route to some."""
-    assert netns_cookie == 7
-    if address == LOST.address:
-        raise HostUnreachable("no route")
-    return address == NEAR.address
-
-
-class TestLink:
-    def test_hosts_on_the_link_are_supported_and_those_behind_a_router_are_not(self) -> None:
-        paths = LinkPaths(on_link)
-        assert (paths.supports(NEAR), paths.supports(FAR)) == (True, False)
-        with pytest.raises(HostUnreachable):
-            paths.supports(LOST)
-
-    def test_nothing_is_known_and_nothing_refused(self) -> None:
-        paths = LinkPaths(on_link)
-        paths.begin(NEAR)
-        assert (paths.in_use, paths.estimate(NEAR), tuple(paths.measured())) == ({NEAR}, None, ())
-        paths.admit(NEAR, NOTHING, Bandwidth(400_000_000_000))
-        with pytest.raises(Retry) as refused:
-            paths.refresh(NEAR)
-        assert refused.value.win32 == 1237
-        paths.end(NEAR)
-        assert paths.in_use == set()
-
-    @pytest.mark.parametrize("condition", list(Condition))
-    def test_no_condition_is_known(self, condition: Condition) -> None:
-        conditions = UnknownConditions()
-        conditions.watch(FLOW, NEAR)
-        assert conditions.watched == {FLOW: NEAR}
-        assert conditions.holds(FLOW, condition, held=NOTHING, wanted=NOTHING) is False
-        assert tuple(conditions.changed()) == ()
-        conditions.unwatch(FLOW)
-        assert conditions.watched == {}
 
 
 class TestFakePaths:
@@ -90,7 +52,9 @@ class TestFakePaths:
             paths.refresh(host)
         paths.refresh(NEAR)
         paths.finish_refresh("192.0.2.7")
-        assert (paths.measured(), paths.measured(), paths.refreshing) == ((NEAR,), (), [FAR])
+        assert (paths.measured(), paths.measured(), paths.refreshing) == ({NEAR: True}, {}, [FAR])
+        paths.finish_refresh(FAR.address, new=False)
+        assert (paths.measured(), paths.refreshing) == ({FAR: False}, [])
 
     def test_mistakes_are_found(self) -> None:
         paths = FakePaths()

@@ -1,0 +1,356 @@
+"""Which flows meet congestion: judged all at once, from counters and from what is offered about them.
+
+Pure: the caller says what time it is. Each step looks at one window of every judged flow, about a tenth of a second:
+its queueing delay (the round trip less what the path takes by itself, and less what the flow's own contract held
+back), its losses (less those of its own contract) and its CE marks. A window is bad, good, or in between; enough bad
+ones of the last few make a flow congested, many good ones in turn free it (core/thresholds.py).
+
+Windows that brought nothing new are passed over. Of a flow that goes silent nothing is known after a while.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qos2.core.signals import SIGNALS, Signals, Slots
+from qos2.core.thresholds import Thresholds
+from qos2.model import Cause, Explanation, FlowState, Judgement, Method
+
+#: Changes remembered of each flow.
+HISTORY = 10
+#: Windows between which there was silence for so long are no neighbours.
+NEIGHBOURS_S = 2.0
+#: Good windows before anything is said of a flow.
+FIRST_GOOD_WINDOWS = 3
+#: What the own contract held back stays in TCP's smoothed round trip for a while: it is let go by this per window.
+OWN_DELAY_DECAY = 0.8
+#: A flow that is held back is judged only by what is beyond so many times the mean of it: single packets wait longer.
+OWN_DELAY_MARGIN = 2.0
+
+_STATES = tuple(FlowState)
+_UNKNOWN, _UNCONGESTED, _RATE_LIMITED, _CONGESTED = range(4)
+assert _STATES[_CONGESTED] is FlowState.CONGESTED
+_CAUSES: tuple[Cause | None, ...] = (None, *Cause)
+_METHODS: tuple[Method | None, ...] = (None, *Method)
+_TCP, _PROBE = _METHODS.index(Method.TCP), _METHODS.index(Method.PROBE)
+_MOST_WINDOWS = 8
+_BAD = ("delay_bits", "loss_bits", "ce_bits")
+_SUMS = ("lost", "ce", "heard")
+
+_MEMORY = np.dtype(
+    [
+        ("before", SIGNALS),  # at the last step
+        ("seen", np.bool_),  # whether there was one
+        ("judged", np.bool_),
+        ("state", np.uint8),
+        ("cause", np.uint8),
+        ("source", np.uint8),
+        ("good_run", np.uint8),
+        ("at", np.uint8),  # the next place in the rings
+        ("delay_bits", np.uint8),  # one bit per window, the last one lowest: bad by this
+        ("loss_bits", np.uint8),
+        ("ce_bits", np.uint8),
+        ("held_bits", np.uint8),  # the own contract held it back
+        ("lost", np.int64),  # sums over the last windows
+        ("ce", np.int64),
+        ("heard", np.int64),  # delivered and lost
+        ("begun_s", np.float64),
+        ("since_s", np.float64),
+        ("evidence_s", np.float64),  # when something was last heard
+        ("baseline_us", np.float64),
+        ("own_us", np.float64),
+        ("rtt_us", np.float64),
+        ("queue_us", np.float64),
+        ("limit_us", np.float64),
+        # Offered for the window at hand.
+        ("offered_method", np.uint8),
+        ("offered_rtt_us", np.float64),  # 0: none
+        ("offered_before_us", np.float64),  # the one before
+        ("offered_sent", np.uint32),
+        ("offered_lost", np.uint32),
+    ],
+)
+_Flags = NDArray[np.bool_]
+#: By the names of _MEMORY: one entry per slot, or per flow of a step, or those of one flow.
+_Memory = dict[str, NDArray[Any]]
+
+
+class Detector:
+    """Flows by slot, from `begin` to `end`. A step costs some microseconds and less than 0.2 us per flow."""
+
+    def __init__(self, thresholds: Thresholds, slots: int) -> None:
+        self._limits = thresholds
+        # An array each, which is twice as fast as one of structures. Pages that no flow touches take no memory.
+        self._memory: _Memory = {name: np.zeros(slots, _MEMORY[name]) for name in _MEMORY.names or ()}
+        #: What the sums are made of, by window and slot.
+        self._rings = {name: np.zeros((_MOST_WINDOWS, slots), np.uint32) for name in _SUMS}
+        self._window_mask = (1 << thresholds.congested_window_count) - 1
+        self._history: dict[int, deque[Judgement]] = {}
+        self._last_s: float | None = None
+
+    def begin(self, slot: int, now_s: float) -> None:
+        """A flow in this slot is judged from now on; nothing is known of it."""
+        for array in self._memory.values():
+            array[slot] = 0
+        for ring in self._rings.values():
+            ring[:, slot] = 0
+        self._memory["judged"][slot] = True
+        for name in ("begun_s", "since_s", "evidence_s"):
+            self._memory[name][slot] = now_s
+
+    def end(self, slot: int) -> None:
+        """It is not any more."""
+        self._memory["judged"][slot] = False
+        self._history.pop(slot, None)
+
+    def offer(self, slot: int, *, method: Method, rtt_us: int | None = None, sent: int = 0, lost: int = 0) -> None:
+        """What somebody else saw of the flow since the last step: a round trip, and of `sent` packets those lost."""
+        memory = self._memory
+        memory["offered_method"][slot] = _METHODS.index(method)
+        if rtt_us is not None:
+            memory["offered_rtt_us"][slot] = rtt_us
+        memory["offered_sent"][slot] += sent
+        memory["offered_lost"][slot] += min(lost, sent)
+
+    def step(self, now_s: float, slots: Slots, signals: Signals) -> Slots:
+        """Look at the next window of these flows; the slots of those whose state is another one now."""
+        elapsed_s = 0.0 if self._last_s is None else max(0.0, now_s - self._last_s)
+        self._last_s = now_s
+        memory = self._of(slots)
+        window = _Window(memory, signals)
+        self._forget_strangers(slots, memory, window, now_s)
+        self._note(slots, memory, window, now_s, elapsed_s)
+        changed = self._decide(memory, now_s)
+        memory["before"] = signals
+        memory["seen"][:] = True
+        for name in ("offered_method", "offered_rtt_us", "offered_sent", "offered_lost"):
+            memory[name][:] = 0
+        for name, array in memory.items():
+            self._memory[name][slots] = array
+        for slot in slots[changed]:
+            self._remember(int(slot))
+        return slots[changed]
+
+    def state(self, slot: int) -> FlowState:
+        return _STATES[int(self._memory["state"][slot])]
+
+    def explain(self, slot: int) -> Explanation:
+        """What is said of a flow, and why."""
+        memory = self._of(slot)
+        history = self._history.get(slot)
+        changes = (Judgement(since_s=float(memory["since_s"])),) if history is None else tuple(history)
+        return Explanation(_METHODS[int(memory["source"])], changes, self._evidence(memory))
+
+    def census(self) -> Mapping[tuple[FlowState, Cause | None], int]:
+        """How many judged flows are in each state, by cause."""
+        judged = np.flatnonzero(self._memory["judged"])
+        states, causes = (self._memory[name][judged].astype(np.intp) for name in ("state", "cause"))
+        pairs, numbers = np.unique(states * 16 + causes, return_counts=True)
+        return Counter(
+            {
+                (_STATES[int(pair) // 16], _CAUSES[int(pair) % 16]): int(number)
+                for pair, number in zip(pairs, numbers, strict=True)
+            }
+        )
+
+    def _of(self, slots: Slots | int) -> _Memory:
+        return {name: array[slots] for name, array in self._memory.items()}
+
+    def _forget_strangers(self, slots: Slots, memory: _Memory, window: "_Window", now_s: float) -> None:
+        """Windows from before a silence, or of another socket, say nothing about this one."""
+        strange = np.flatnonzero(window.restarted | (now_s - memory["evidence_s"] > NEIGHBOURS_S))
+        if len(strange):
+            for name in (*_BAD, *_SUMS, "good_run"):
+                memory[name][strange] = 0
+            for ring in self._rings.values():
+                ring[:, slots[strange]] = 0
+
+    def _note(self, slots: Slots, memory: _Memory, window: "_Window", now_s: float, elapsed_s: float) -> None:
+        """What the window says goes into the flows' memories."""
+        limits = self._limits
+        self._note_delay(memory, window, elapsed_s)
+        memory["held_bits"] = (memory["held_bits"] << 1 | window.held) & self._window_mask
+
+        told = window.told
+        rows = np.flatnonzero(told)
+        at, there = memory["at"][rows], slots[rows]
+        for name, found in (("lost", window.lost), ("ce", window.ce), ("heard", window.heard)):
+            memory[name][rows] += found[rows] - self._rings[name][at, there]
+            self._rings[name][at, there] = found[rows]
+        memory["at"][rows] = (at + 1) % limits.congested_window_count
+        lost, ce, heard = (memory[name] for name in _SUMS)
+        over_limit = memory["queue_us"] > memory["limit_us"]
+        bad_delay = window.has_rtt & over_limit
+        bad_loss = (window.lost > 0) & _more_than_chance(lost, heard, limits.congested_loss)
+        bad_ce = (window.ce > 0) & _more_than_chance(ce, heard, limits.congested_ce)
+        for name, bad in (("delay_bits", bad_delay), ("loss_bits", bad_loss), ("ce_bits", bad_ce)):
+            shifted = (memory[name] << 1 | bad) & self._window_mask
+            memory[name] = np.where(told, shifted, memory[name])
+        share = limits.uncongested_share
+        good = (memory["queue_us"] <= share * memory["limit_us"]) & ~(bad_delay | bad_loss | bad_ce)
+        good &= (lost <= _chance(heard, limits.congested_loss * share)) & (
+            ce <= _chance(heard, limits.congested_ce * share)
+        )
+        bad = told & (bad_delay | bad_loss | bad_ce)
+        memory["good_run"] = np.where(bad, 0, np.minimum(memory["good_run"] + (told & good), 250))
+        memory["evidence_s"][told] = now_s
+        memory["source"] = np.where(told, window.source, memory["source"])
+
+    def _note_delay(self, memory: _Memory, window: "_Window", elapsed_s: float) -> None:
+        """Queueing delay, and what the path takes by itself."""
+        limits, has_rtt = self._limits, window.has_rtt
+        # Probes do not wait for the flow's contract.
+        own_us = np.maximum(window.own_us, memory["own_us"] * OWN_DELAY_DECAY) * (window.source != _PROBE)
+        memory["own_us"] = np.where(own_us < 1, 0, own_us)
+        # The kernel's least round trip is of single packets that waited for nothing: it begins the baseline, and
+        # bounds what is left of a round trip without its own delay, which is a mean.
+        floor_us = np.where(window.least_us > 0, np.minimum(window.least_us, window.rtt_us), 1.0)
+        without_own_us = np.maximum(window.rtt_us - memory["own_us"], floor_us)
+        first_us = np.where(window.least_us > 0, floor_us, without_own_us)
+        baseline_us = np.where(memory["baseline_us"] == 0, first_us, memory["baseline_us"])
+        risen_us = baseline_us + (without_own_us - baseline_us) * (1 - np.exp(-elapsed_s / limits.baseline_rise_s))
+        baseline_us = np.minimum(risen_us, without_own_us)
+        queue_us = np.maximum(window.rtt_us - OWN_DELAY_MARGIN * memory["own_us"] - baseline_us, 0)
+        memory["baseline_us"] = np.where(has_rtt, baseline_us, memory["baseline_us"])
+        memory["rtt_us"] = np.where(has_rtt, window.rtt_us, memory["rtt_us"])
+        memory["queue_us"] = np.where(has_rtt, queue_us, memory["queue_us"])
+        memory["limit_us"] = np.maximum(
+            limits.congested_queue_delay_ms * 1e3, limits.congested_rtt_share * memory["baseline_us"]
+        )
+
+    def _decide(self, memory: _Memory, now_s: float) -> _Flags:
+        """The states that the memories mean; which of them are new."""
+        limits = self._limits
+        before = memory["state"].copy()
+        many_bad = _bits(_bad_bits(memory)) >= limits.congested_bad_windows
+        free = np.where(
+            memory["state"] == _CONGESTED,
+            (memory["good_run"] >= limits.uncongested_good_windows)
+            & (now_s - memory["since_s"] >= limits.congested_dwell_s),
+            (memory["state"] != _UNKNOWN) | (memory["good_run"] >= FIRST_GOOD_WINDOWS),
+        )
+        held = memory["held_bits"]
+        holding = np.where(before == _RATE_LIMITED, held != 0, _bits(held) >= limits.congested_bad_windows)
+        state = np.where(free, np.where(holding, _RATE_LIMITED, _UNCONGESTED), before)
+        state = np.where(many_bad, _CONGESTED, state)
+        state = np.where(now_s - memory["evidence_s"] > limits.unknown_after_s, _UNKNOWN, state)
+        changed: _Flags = state != before
+        memory["state"] = state
+        memory["since_s"][changed] = now_s
+        if changed.any():
+            memory["cause"][changed] = self._cause(memory)[changed]
+        # Bits of what has ended do not begin it again.
+        over = changed & (before == _CONGESTED)
+        for name in _BAD:
+            memory[name][over] = 0
+        memory["good_run"][changed & (state == _UNKNOWN)] = 0
+        return changed
+
+    def _cause(self, memory: _Memory) -> NDArray[np.intp]:
+        """Of congestion what made most windows bad; probes where they were the ones to see it."""
+        by_signal = np.stack([_bits(memory[name]) for name in _BAD])
+        causes = np.array([_CAUSES.index(each) for each in (Cause.QUEUE_DELAY, Cause.LOSS, Cause.CE)])
+        found = np.where(memory["source"] == _PROBE, _CAUSES.index(Cause.PROBE), causes[by_signal.argmax(axis=0)])
+        contract = np.where(memory["state"] == _RATE_LIMITED, _CAUSES.index(Cause.CONTRACT), 0)
+        chosen: NDArray[np.intp] = np.where(memory["state"] == _CONGESTED, found, contract)
+        return chosen
+
+    def _remember(self, slot: int) -> None:
+        memory = self._of(slot)
+        history = self._history.get(slot)
+        if history is None:
+            # What it was before is told too, as the first of its changes.
+            history = self._history[slot] = deque([Judgement(since_s=float(memory["begun_s"]))], HISTORY)
+        history.appendleft(
+            Judgement(
+                _STATES[int(memory["state"])],
+                _CAUSES[int(memory["cause"])],
+                float(memory["since_s"]),
+                self._evidence(memory),
+            )
+        )
+
+    def _evidence(self, memory: _Memory) -> dict[str, float]:
+        """The numbers of the last windows, and the limits they are held against."""
+        heard = max(1, int(memory["heard"]))
+        return {
+            "rtt_us": float(memory["rtt_us"]),
+            "baseline_rtt_us": float(memory["baseline_us"]),
+            "queue_delay_us": float(memory["queue_us"]),
+            "own_delay_us": float(memory["own_us"]),
+            "loss": int(memory["lost"]) / heard,
+            "ce_share": int(memory["ce"]) / heard,
+            "bad_windows": float(int(_bad_bits(memory)).bit_count()),
+            "limit_queue_delay_us": float(memory["limit_us"]),
+            "limit_loss": self._limits.congested_loss,
+            "limit_ce_share": self._limits.congested_ce,
+            "limit_bad_windows": float(self._limits.congested_bad_windows),
+            "limit_windows": float(self._limits.congested_window_count),
+        }
+
+
+class _Window:
+    """What the counters of one window say, and what was offered for it; one entry per flow each."""
+
+    def __init__(self, memory: _Memory, signals: Signals) -> None:
+        before = memory["before"]
+
+        def grown(name: str) -> NDArray[np.int64]:
+            return signals[name].astype(np.int64) - before[name].astype(np.int64)
+
+        delivered, retransmitted, ce = grown("delivered"), grown("retransmits"), grown("delivered_ce")
+        #: Counters that go back are those of another socket, or of the slot's first look.
+        self.restarted: _Flags = (delivered < 0) | (retransmitted < 0) | (ce < 0) | (grown("bytes") < 0)
+        known = memory["seen"] & ~self.restarted
+        dropped, delayed = np.where(known, grown("dropped_packets"), 0), np.where(known, grown("delayed_packets"), 0)
+        self.held: _Flags = (dropped > 0) | (delayed > 0)
+        delay_us = np.where(known, grown("delay_ns"), 0) / 1e3
+        self.own_us = delay_us / np.maximum(delayed, 1)
+
+        tcp = known & ((delivered > 0) | (retransmitted > 0)) & (signals["srtt_us"] > 0)
+        offered_us = memory["offered_rtt_us"]
+        # A single round trip wavers more than TCP's smoothed one: a queue shows in two of them.
+        calm_us = np.where(
+            memory["offered_before_us"] > 0, np.minimum(offered_us, memory["offered_before_us"]), offered_us
+        )
+        memory["offered_before_us"] = np.where(offered_us > 0, offered_us, memory["offered_before_us"])
+        self.rtt_us = np.where(tcp, signals["srtt_us"], calm_us).astype(np.float64)
+        self.least_us = np.where(tcp, signals["min_rtt_us"], 0).astype(np.float64)
+        self.has_rtt: _Flags = self.rtt_us > 0
+        # What the own contract dropped is sent again too.
+        lost = np.maximum(0, retransmitted - dropped)
+        self.lost = np.where(tcp, lost, memory["offered_lost"]).astype(np.int64)
+        self.ce = np.where(tcp, ce, 0)
+        arrived = np.where(tcp, delivered, memory["offered_sent"].astype(np.int64) - memory["offered_lost"])
+        self.heard = arrived + self.lost
+        self.told: _Flags = tcp | (memory["offered_rtt_us"] > 0) | (memory["offered_sent"] > 0)
+        self.source = np.where(tcp, _TCP, memory["offered_method"])
+
+
+def _bad_bits(memory: _Memory) -> NDArray[np.uint8]:
+    either: NDArray[np.uint8] = np.bitwise_or(memory["delay_bits"], memory["loss_bits"])
+    return np.bitwise_or(either, memory["ce_bits"])
+
+
+_BITS = np.array([each.bit_count() for each in range(256)], np.uint8)
+
+
+def _bits(of: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    counted: NDArray[np.uint8] = _BITS[of]
+    return counted
+
+
+def _chance(number: NDArray[np.int64], share: float) -> NDArray[np.float64]:
+    """So many of `number` may be hit where each is with this probability: three standard deviations, and two."""
+    expected = number * share
+    most: NDArray[np.float64] = expected + 3 * np.sqrt(expected) + 2
+    return most
+
+
+def _more_than_chance(hit: NDArray[np.int64], number: NDArray[np.int64], share: float) -> _Flags:
+    """Whether so many are evidence of a share above this one: of 20 segments a single lost one is none."""
+    more: _Flags = hit > _chance(number, share)
+    return more

@@ -1,0 +1,140 @@
+"""STAMP test packets and their bytes (RFC 8762, unauthenticated mode; TLVs of RFC 8972). No I/O.
+
+A sender's packet and a reflector's have the same length: whatever a reflector adds was padding before, so that
+replies are never larger than requests. A TWAMP-Light reflector (RFC 5357, appendix I) answers such packets too, and
+sends its own padding behind the 41 bytes that both protocols have in common.
+"""
+
+import struct
+from typing import NamedTuple
+
+#: A packet of either side without TLVs.
+BASE_BYTES = 44
+PORT = 862
+
+#: Bytes of a reflector's packet that are the same in TWAMP-Light.
+_COMMON_BYTES = 41
+_SENDER = struct.Struct("!IQHH28x")  # sequence number, timestamp, error estimate, session id
+_REFLECTED = struct.Struct("!IQHHQIQHxxB")  # ..., receive timestamp, the sender's first three, its TTL
+_TLV = struct.Struct("!BBH")  # flags, type, length
+
+#: RFC 8762, 4.2.1: bit Z says that times are PTPv2 (seconds and nanoseconds), and not NTP (RFC 5905).
+_PTP = 0x4000
+#: Half a millisecond, 2^-32 * 2^13 * 0xFF: no better claim is made than that of an NTP client. Multiplier is never 0.
+_OWN_ERROR = 13 << 8 | 0xFF
+
+_EXTRA_PADDING = 1
+_CLASS_OF_SERVICE = 4
+_UNRECOGNISED, _MALFORMED = 0x80, 0x40
+
+_NTP_EPOCH_S = 2_208_988_800  # from 1900 to 1970
+_ERA_S = 1 << 32
+#: The era (RFC 5905, section 6) is that in which a time is no earlier than this: a third of one before 2036.
+_PIVOT_S = _ERA_S * 2 // 3
+
+
+def ntp_of_ns(unix_ns: int) -> int:
+    """The 64-bit NTP timestamp of a time in nanoseconds since 1970, rounded to the nearest 2^-32 s."""
+    seconds, ns = divmod(unix_ns, 1_000_000_000)
+    return (((seconds + _NTP_EPOCH_S) << 32) + ((ns << 32) + 500_000_000) // 1_000_000_000) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def ns_of_ntp(timestamp: int) -> int:
+    """Nanoseconds since 1970 of a 64-bit NTP timestamp, between 1991 and 2126; the inverse of ntp_of_ns."""
+    seconds, fraction = timestamp >> 32, timestamp & 0xFFFF_FFFF
+    if seconds < _PIVOT_S:
+        seconds += _ERA_S
+    return (seconds - _NTP_EPOCH_S) * 1_000_000_000 + (fraction * 1_000_000_000 + (1 << 31) >> 32)
+
+
+class Reflected(NamedTuple):
+    """What a reflector's packet says. Times in nanoseconds since 1970; the last two by the reflector's clock."""
+
+    sequence: int  #: the reflector's own, or the sender's again where it keeps no state
+    sender_sequence: int
+    sent_ns: int
+    reached_ns: int
+    returned_ns: int
+
+
+def pack_probe(sequence: int, sent_ns: int, total_bytes: int) -> bytes:
+    """A sender's packet of `total_bytes` (at least BASE_BYTES), padded by a TLV, by zeros where that has no room.
+
+    Raises ValueError for fewer bytes, or for more than a datagram holds.
+    """
+    padding = total_bytes - BASE_BYTES
+    if not 0 <= padding <= 0xFFFF:
+        raise ValueError(f"a STAMP packet of {total_bytes} bytes")
+    packet = _SENDER.pack(sequence & 0xFFFF_FFFF, ntp_of_ns(sent_ns), _OWN_ERROR, 0)
+    if padding >= _TLV.size:
+        # A sender sets U; a reflector that knows the type clears it (RFC 8972, section 4).
+        packet += _TLV.pack(_UNRECOGNISED, _EXTRA_PADDING, padding - _TLV.size)
+    return packet.ljust(total_bytes, b"\0")
+
+
+def unpack_reflected(payload: bytes | memoryview) -> Reflected:
+    """Raises ValueError for what is too short to be a reflector's packet."""
+    if len(payload) < _COMMON_BYTES:
+        raise ValueError(f"a reflector's packet of {len(payload)} bytes")
+    returned_sequence, returned, error, _session, reached, sequence, sent, sender_error, _ttl = _REFLECTED.unpack(
+        bytes(payload[:_COMMON_BYTES])
+    )
+    return Reflected(returned_sequence, sequence, _ns(sent, sender_error), _ns(reached, error), _ns(returned, error))
+
+
+def reflect(
+    payload: bytes | memoryview,
+    *,
+    reached_ns: int,
+    returned_ns: int,
+    ttl: int,
+    dscp: int = 0,
+    sequence: int | None = None,
+) -> bytes | None:
+    """The reply to a sender's packet, as long as that; None for what is too short to be one.
+
+    `ttl` and `dscp` are what the packet arrived with; `sequence` is the reflector's own count, None: it keeps none
+    and repeats the sender's (stateless, RFC 8762, 4.2). TLVs are returned, those that are not understood flagged.
+    """
+    if len(payload) < BASE_BYTES:
+        return None
+    sender_sequence, sent, error, session = _SENDER.unpack_from(payload)
+    head = _REFLECTED.pack(
+        sender_sequence if sequence is None else sequence & 0xFFFF_FFFF,
+        ntp_of_ns(returned_ns),
+        _OWN_ERROR,
+        session,
+        ntp_of_ns(reached_ns),
+        sender_sequence,
+        sent,
+        error,
+        ttl,
+    )
+    return head.ljust(BASE_BYTES, b"\0") + _returned(bytearray(payload[BASE_BYTES:]), dscp)
+
+
+def _returned(tlvs: bytearray, dscp: int) -> bytearray:
+    """The TLVs of a request as a reply has them. What follows a malformed one is repeated as it came."""
+    at = 0
+    while at + _TLV.size <= len(tlvs):
+        _flags, kind, length = _TLV.unpack_from(tlvs, at)
+        if kind == 0 and length == 0:
+            break  # no TLV but zeros: the padding of a sender that knows none
+        end = at + _TLV.size + length
+        if end > len(tlvs) or (kind == _CLASS_OF_SERVICE and length != 4):
+            tlvs[at] = _MALFORMED
+            break
+        tlvs[at] = 0 if kind in (_EXTRA_PADDING, _CLASS_OF_SERVICE) else _UNRECOGNISED
+        if kind == _CLASS_OF_SERVICE:
+            # DSCP1 is what the sender asks the reply to have, DSCP2 what arrived (RFC 8972, 4.4), ECN not told.
+            asked = tlvs[at + 4] & 0xFC
+            tlvs[at + 4], tlvs[at + 5] = asked | dscp >> 4, (dscp & 0x0F) << 4
+        at = end
+    return tlvs
+
+
+def _ns(timestamp: int, error: int) -> int:
+    """A timestamp in the format that its error estimate tells."""
+    if error & _PTP:
+        return (timestamp >> 32) * 1_000_000_000 + (timestamp & 0xFFFF_FFFF)
+    return ns_of_ntp(timestamp)
