@@ -7,7 +7,7 @@ import pytest
 
 from demo.lab import Lab, command
 from demo.processes import Daemon
-from harness.wire import Wire
+from harness.wire import UNPROBED, Wire
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def daemon(lab: Lab) -> Iterator[Daemon]:
     """The real daemon on the application's device."""
-    with Daemon(lab.app) as daemon:
+    with Daemon(lab.app, **UNPROBED) as daemon:
         yield daemon
         assert "Traceback" not in daemon.log, daemon.log
 

@@ -18,6 +18,7 @@ from conformance.table import Judge, Row
 from conformance.vocabulary import PLAIN, World
 from demo.lab import Lab
 from demo.processes import Daemon
+from harness.wire import UNPROBED
 
 pytestmark = pytest.mark.datapath
 
@@ -36,7 +37,9 @@ def fields(lab: Lab, daemon: Daemon) -> Iterator[Fields]:
                 its_lab, its_daemon = lab, daemon
                 if world != PLAIN:
                     its_lab = stack.enter_context(Lab("qos2-test"))
-                    its_daemon = stack.enter_context(Daemon(its_lab.app, strict=world.strict, deny=list(world.deny)))
+                    its_daemon = stack.enter_context(
+                        Daemon(its_lab.app, strict=world.strict, deny=list(world.deny), **UNPROBED)
+                    )
                 made[str(world)] = stack.enter_context(Field(its_lab, its_daemon))
             return made[str(world)]
 

@@ -15,7 +15,7 @@ import qos2
 from demo.lab import Lab
 from demo.packets import TCP, UDP, Packets
 from demo.processes import Daemon
-from harness.wire import PATIENCE_S, Receiver, Wire, eventually, port_of, read, read_to_end
+from harness.wire import PATIENCE_S, UNPROBED, Receiver, Wire, eventually, port_of, read, read_to_end
 from qos2 import Shaping, TrafficType
 
 pytestmark = pytest.mark.datapath
@@ -56,7 +56,7 @@ def stage(request: pytest.FixtureRequest, lab: Lab, daemon: Daemon) -> Iterator[
     if request.param:
         yield lab, daemon
         return
-    with Lab("qos2-test") as own, Daemon(own.app, preset_tos=False) as other:
+    with Lab("qos2-test") as own, Daemon(own.app, preset_tos=False, **UNPROBED) as other:
         yield own, other
         assert "Traceback" not in other.log, other.log
 

@@ -30,6 +30,9 @@ from qos2.core.bucket import bucket_depth_bytes
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TESTS = Path(__file__).resolve().parents[1]
 
+#: Settings of a daemon that behaves as Windows to hosts beyond the link, and admits every rate at once to those on it:
+#: for tests of marks and contracts, which are not to wait until a path is known.
+UNPROBED: dict[str, str | bool] = {"off_link": "windows", "probing": False}
 #: Until when something that must happen has happened, in seconds.
 PATIENCE_S = 10.0
 

@@ -13,13 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 
-from qos2.cli import explain, flow, flows, observations, render, run, sampling, status, top, watch
+from qos2.cli import explain, flow, flows, observations, reflector, render, run, sampling, status, top, watch
 from qos2.cli.ports import Client
 from qos2.client import Handle
 from qos2.errors import QosError
 from qos2.model import Shaping
+from qos2.paths.reflector import PACKETS_PER_S
+from qos2.wire import stamp
 
 Connect = Callable[[str | None], Client]
+_REFLECTOR = "answer probes of other hosts' paths (STAMP), for daemons that estimate the way to this host"
 Execute = Callable[[Client, argparse.Namespace, Console], int]
 
 
@@ -30,8 +33,10 @@ def main(argv: Sequence[str] | None = None, connect: Connect = Handle) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
-    execute: Execute = arguments.execute
+    execute: Execute | None = arguments.execute
     try:
+        if execute is None:  # the one command that needs no daemon
+            return reflector.execute(arguments)
         name = run.named_after(arguments.command) if arguments.execute is run.execute else nullcontext()
         with name, connect(arguments.socket) as qos:
             code = execute(qos, arguments, render.console())
@@ -78,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("id", metavar="ID", type=flow.flow_id, help="as `qos2 flows` shows it")
     _top(add("top", top.execute, "what each flow sends now, live"))
     _watch(add("watch", watch.execute, "the states of flows and what they rest on, live; changes as lines in a pipe"))
+    _reflector(commands.add_parser("reflector", help=_REFLECTOR, description=_REFLECTOR))
     _run(add("run", run.execute, "run a program with all of its sockets in one flow", has_json=False))
     return made
 
@@ -93,6 +99,22 @@ def _watch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sort", choices=observations.ORDERS, default="state", help="order (default: state)")
     command.add_argument("--once", action="store_true", help="one view, then end; with --json one line per flow")
     command.add_argument("--interval", metavar="SECONDS", type=sampling.interval, default=0.5, help="default: 0.5")
+
+
+def _reflector(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(execute=None)
+    command.add_argument(
+        "--listen", metavar="ADDRESS", type=reflector.address, action="append", help="repeatable; default: all"
+    )
+    command.add_argument("--port", type=reflector.port, default=stamp.PORT, help=f"default: {stamp.PORT}")
+    command.add_argument(
+        "--allow", metavar="NETWORK", type=reflector.network, action="append",
+        help="answer these sources alone; repeatable; default: private, link-local and loopback networks",
+    )  # fmt: skip
+    command.add_argument(
+        "--rate", metavar="PACKETS", type=reflector.rate, default=PACKETS_PER_S,
+        help=f"answer at most so many per second and source (default: {PACKETS_PER_S:g})",
+    )  # fmt: skip
 
 
 class _Command(argparse.Action):

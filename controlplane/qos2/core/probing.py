@@ -86,7 +86,7 @@ class Demand(IntEnum):
 
 
 class Probing:
-    """The plan for one host. `next` is asked about ten times a second while no plan is under way."""
+    """The plan for one host. `next` is asked about ten times a second."""
 
     def __init__(self, share: float = 0.01) -> None:
         """`share` of the measured capacity, 0..1, may be spent on average."""
@@ -140,8 +140,8 @@ class Probing:
         """Somebody wants a new measurement: a burst and a paced train as soon as the credit allows."""
         self._wanted = deque((ProbeKind.BURST, ProbeKind.PACED))
 
-    def next(self, now_s: float, *, demand: Demand) -> ProbePlan | None:
-        """What to send now; None: nothing. What is returned is taken to be sent."""
+    def next(self, now_s: float, *, demand: Demand, train: bool = True) -> ProbePlan | None:
+        """What to send now; None: nothing. What is returned is taken to be sent. `train`: whether it may be one."""
         self._earn(now_s)
         if self._reflector is not True:
             if now_s < self._hello_s:
@@ -150,12 +150,12 @@ class Probing:
             return self._spend(ProbePlan(ProbeKind.SINGLE, HELLOS, SINGLE_BYTES))
         if self._silent:  # of a train nothing came back: is the reflector still there?
             return self._single(now_s, CONDITION_S)
-        train = self._next_train(now_s, demand)
-        if train is not None:
-            if train.kind is ProbeKind.BURST:
+        plan = self._next_train(now_s, demand) if train else None
+        if plan is not None:
+            if plan.kind is ProbeKind.BURST:
                 self._burst_s = now_s
             self._train_s = now_s
-            return self._spend(train)
+            return self._spend(plan)
         return self._single(now_s, CONDITION_S if demand >= Demand.CONDITION else TRACKING_S)
 
     def heard(self, outcome: ProbeOutcome, capacity: float | None) -> None:

@@ -133,9 +133,7 @@ class Observatory:
             return {}
 
     def _plan(self, now_s: float, host: RemoteHost, way: Way) -> None:
-        if self.prober.busy(host):
-            return
-        planned = way.plan(now_s)
+        planned = way.plan(now_s, train=not self.prober.busy(host))
         if planned is not None:
             dscp, plan = planned
             self.prober.send(host, dscp, plan)

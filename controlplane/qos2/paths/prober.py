@@ -1,4 +1,4 @@
-"""The thread that sends probes: it carries out plans, one at a time for each host, and decides nothing.
+"""The thread that sends probes: it carries out plans and decides nothing. Of each host one train at a time.
 
 Python of this thread delays the daemon's event loop, so it does little: what is back to back is one system call, what
 is paced sleeps in between. Sockets are made in the application's network namespace when a host is first sent to, and
@@ -27,6 +27,10 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 1.0
 LEAST_WAIT_S = 0.1
 ROUND_TRIPS = 4
+#: Single probes of one host that may be under way together: one that is lost must not keep the next ones waiting.
+MOST_SINGLES = 8
+#: epoll_wait(2) counts milliseconds, and rounds up.
+EPOLL_TICK_S = 0.002
 #: A sleep shorter than this is not worth its inaccuracy: packets of a faster train leave in pairs.
 LEAST_SLEEP_S = 300e-6
 
@@ -43,7 +47,7 @@ class _Task:
     plan: ProbePlan
     begun_s: float
     probe_socket: ProbeSocket | None = None
-    first: int = 0  #: number of its first packet
+    numbers: list[int] = field(default_factory=list)  #: of its packets, by their socket's count
     sent_ns: list[int] = field(default_factory=list)
     next_s: float = 0.0  #: when to send on
     ends_s: float | None = None  #: when to stop waiting; None before all is sent
@@ -64,7 +68,7 @@ class Prober:
         self._clock = clock
         self._lock = threading.Lock()
         self._open: set[RemoteHost] = set()
-        self._busy: dict[RemoteHost, _Task] = {}
+        self._under_way: dict[RemoteHost, list[_Task]] = {}
         self._asked: deque[_Task] = deque()
         self._shut: deque[RemoteHost] = deque()
         self._done: deque[tuple[RemoteHost, ProbeOutcome]] = deque()
@@ -90,20 +94,23 @@ class Prober:
         """Nothing more is sent to it, what is under way is forgotten, its sockets are closed at once."""
         with self._lock:
             self._open.discard(host)
-            self._busy.pop(host, None)
+            self._under_way.pop(host, None)
             self._shut.append(host)
         os.eventfd_write(self._wake, 1)
 
     def busy(self, host: RemoteHost) -> bool:
-        """Whether a plan for this host is under way."""
-        return host in self._busy
+        """Whether a train to this host is under way."""
+        return any(task.plan.kind is not ProbeKind.SINGLE for task in self._under_way.get(host, ()))
 
     def send(self, host: RemoteHost, dscp: int, plan: ProbePlan) -> bool:
-        """Begin a plan; False for a host that is not open, or busy with one."""
+        """Begin a plan; False for a host that is not open, or has enough of its kind under way."""
+        single = plan.kind is ProbeKind.SINGLE
         with self._lock:
-            if host not in self._open or host in self._busy:
+            tasks = self._under_way.setdefault(host, []) if host in self._open else None
+            if tasks is None or (len(tasks) - self.busy(host) >= MOST_SINGLES if single else self.busy(host)):
                 return False
-            task = self._busy[host] = _Task(host, dscp, plan, self._clock())
+            task = _Task(host, dscp, plan, self._clock())
+            tasks.append(task)
             self._asked.append(task)
         os.eventfd_write(self._wake, 1)
         return True
@@ -133,26 +140,31 @@ class Prober:
     # The thread
 
     def _run(self) -> None:
-        tasks: dict[int, _Task] = {}  # by descriptor of their sockets, one each
+        tasks: list[_Task] = []
         while not self._closing:
             now_s = self._clock()
-            due = [each.next_s if each.ends_s is None else each.ends_s for each in tasks.values()]
+            due = [each.next_s if each.ends_s is None else each.ends_s for each in tasks]
             wait_s = max(0.0, min(due) - now_s) if due else None
+            if wait_s is not None and 0 < wait_s < EPOLL_TICK_S:
+                time.sleep(wait_s)  # wakes within some 60 us, and others may go on meanwhile
+                wait_s = 0.0
             for descriptor, _events in self._poll.poll(wait_s):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                 else:
-                    self._receive(descriptor, tasks.get(descriptor))
-            self._take_orders(tasks)
+                    self._receive(descriptor, tasks)
+            tasks = self._take_orders(tasks)
             now_s = self._clock()
-            for descriptor, task in list(tasks.items()):
-                if task.ends_s is None and task.next_s <= now_s:
+            for task in tasks:
+                if task.ends_s is None and task.next_s <= now_s and task.missing:
                     self._send_on(task, now_s)
-                if task.missing == 0 or (task.ends_s is not None and task.ends_s <= now_s):
-                    del tasks[descriptor]
-                    self._finish(task, now_s)
+            over = [each for each in tasks if each.missing == 0 or (each.ends_s is not None and each.ends_s <= now_s)]
+            for task in over:
+                tasks.remove(task)
+                self._finish(task, now_s)
 
-    def _take_orders(self, tasks: dict[int, _Task]) -> None:
+    def _take_orders(self, tasks: list[_Task]) -> list[_Task]:
+        """The tasks that there are with what was asked for, and without those of hosts that were shut."""
         with self._lock:
             shut, asked = list(self._shut), list(self._asked)
             self._shut.clear()
@@ -162,13 +174,13 @@ class Prober:
             self._warned.discard(host)
             for key in [key for key in self._sockets if key[0] == host]:
                 probe_socket = self._sockets.pop(key)
-                tasks.pop(probe_socket.fileno(), None)
                 self._poll.unregister(probe_socket)
                 probe_socket.close()
+        tasks = [task for task in tasks if task.host not in shut]
         for task in asked:
             task.packets = [None] * task.plan.count
             task.missing = task.plan.count
-            if self._busy.get(task.host) is not task:
+            if task not in self._under_way.get(task.host, ()):
                 continue  # shut meanwhile
             try:
                 task.probe_socket = self._socket(task.host, task.dscp)
@@ -176,8 +188,8 @@ class Prober:
                 self._fail(task, error)
                 self._finish(task, self._clock())
                 continue
-            task.first = task.probe_socket.next_number
-            tasks[task.probe_socket.fileno()] = task
+            tasks.append(task)
+        return tasks
 
     def _socket(self, host: RemoteHost, dscp: int) -> ProbeSocket:
         key = host, dscp
@@ -194,6 +206,8 @@ class Prober:
         left = plan.count - len(task.sent_ns)
         gap_s = plan.ip_bytes * 8 / plan.rate if plan.kind is ProbeKind.PACED else 0.0
         group = left if gap_s == 0 else min(left, 1 if gap_s >= LEAST_SLEEP_S else 2)
+        first = task.probe_socket.next_number
+        task.numbers += range(first, first + group)
         try:
             sent_ns = task.probe_socket.send(group, plan.ip_bytes)
         except OSError as error:
@@ -211,23 +225,25 @@ class Prober:
             # By the plan, not by the last sleep, whose lateness would add up; but no catching up in a burst.
             task.next_s = max((task.next_s or now_s) + group * gap_s, now_s + group * gap_s / 2)
 
-    def _receive(self, descriptor: int, task: _Task | None) -> None:
+    def _receive(self, descriptor: int, tasks: list[_Task]) -> None:
         probe_socket = next((each for each in self._sockets.values() if each.fileno() == descriptor), None)
         if probe_socket is None:
             return
+        mine = [each for each in tasks if each.probe_socket is probe_socket]
         try:
             for arrival in probe_socket.receive():
                 if arrival is None:
                     self.counters["unreadable"] += 1
                     continue
-                index = -1 if task is None else arrival.number - task.first
-                if task is None or not 0 <= index < len(task.sent_ns) or task.packets[index] is not None:
+                task = next((each for each in mine if arrival.number in each.numbers), None)
+                index = -1 if task is None else task.numbers.index(arrival.number)
+                if task is None or task.packets[index] is not None:
                     self.counters["late"] += 1
                     continue
                 task.packets[index] = ProbePacket(task.sent_ns[index], *arrival[1:])
                 task.missing -= 1
         except OSError as error:
-            if task is not None:
+            for task in mine:
                 self._fail(task, error)
 
     def _fail(self, task: _Task, error: QosError | OSError) -> None:
@@ -248,6 +264,6 @@ class Prober:
             self._round_trip_s[task.host] = max(0.0, (last.received_ns - last.sent_ns) / 1e9)
         outcome = ProbeOutcome(task.plan, task.dscp, task.begun_s, now_s, tuple(task.packets))
         with self._lock:
-            if self._busy.get(task.host) is task:
-                del self._busy[task.host]
+            if task in self._under_way.get(task.host, ()):
+                self._under_way[task.host].remove(task)
                 self._done.append((task.host, outcome))

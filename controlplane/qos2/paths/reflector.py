@@ -73,6 +73,7 @@ class Reflector:
         packets_per_s: float = PACKETS_PER_S,
     ) -> None:
         """Port 0 lets the kernel choose. Raises ConfigError where it cannot listen there."""
+        self.address = address
         self._allowed = tuple(allowed)
         self._rate = packets_per_s
         self._sources: OrderedDict[str, _Source] = OrderedDict()

@@ -111,7 +111,7 @@ class Way:
         return 0.0 if self._looked_s is None else now_s - self._looked_s
 
     def outcome(self, outcome: ProbeOutcome) -> Sighting | None:
-        """A plan has been carried out. Of single probes: what a flow with their mark would have met, None: nothing.
+        """A plan has been carried out. What a flow with its mark would have met; None: nobody knows.
 
         Probes that are lost are told of with the next one that is not: until then nobody knows whether the path
         is full or the reflector gone.
@@ -119,20 +119,21 @@ class Way:
         assert self.probing is not None
         self.model.outcome(outcome, self.carried)
         self.probing.heard(outcome, self.model.capacity)
-        if outcome.plan.kind is not ProbeKind.SINGLE:
-            return None
-        lost = self._unheard.pop(outcome.dscp, 0) + outcome.plan.count - outcome.answered
         rtt_us = trains.rtt_us(outcome)
+        if outcome.plan.kind is not ProbeKind.SINGLE:
+            # The first of a train has met what a single one would have; what a train loses, its own queue did.
+            return None if rtt_us is None else Sighting(rtt_us, 0, 0)
+        lost = self._unheard.pop(outcome.dscp, 0) + outcome.plan.count - outcome.answered
         if rtt_us is None:
             self._unheard[outcome.dscp] = lost
             return None
         return Sighting(rtt_us, lost + outcome.answered, lost)
 
-    def plan(self, now_s: float) -> tuple[Dscp, ProbePlan] | None:
-        """What to send now, and how to mark it: as each of the flows in turn."""
+    def plan(self, now_s: float, *, train: bool) -> tuple[Dscp, ProbePlan] | None:
+        """What to send now, which may be a `train`, and how to mark it: as each of the flows in turn."""
         if self.probing is None:
             return None
-        plan = self.probing.next(now_s, demand=self._demand(now_s))
+        plan = self.probing.next(now_s, demand=self._demand(now_s), train=train)
         if plan is None:
             return None
         marks = sorted({holder.dscp for holder in self.holders.values()}) or [Dscp(0)]
