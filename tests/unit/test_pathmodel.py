@@ -12,6 +12,7 @@ import pytest
 
 from qos2.core.pathmodel import PathModel
 from qos2.core.probes import ProbeKind, ProbePlan
+from qos2.core.probing import CREDIT_BYTES
 from qos2.model import FlowFundamentals, Method, Quality, Statement
 from unit.bottleneck import Bottleneck, Kind, Load, Noise, Session
 
@@ -307,7 +308,7 @@ def grid(
                     cell[0].extend(errors[0])
                     cell[1].extend(errors[1])
                     cell_first_s = max(cell_first_s, errors[2])
-                    cell_cost = max(cell_cost, (way.sent_bytes - 100_000) * 8 / 15.0 / capacity)
+                    cell_cost = max(cell_cost, (way.sent_bytes - CREDIT_BYTES) * 8 / 15.0 / capacity)
                 rows.append(
                     f"{capacity / MBIT:7.0f} {load:4.1f} {pattern:8} {median(cell[0]):10.3f} {median(cell[1]):10.3f}"
                     f" {percentile(cell[1], 0.95):7.3f} {cell_first_s:8.1f} {cell_cost:7.2%}"

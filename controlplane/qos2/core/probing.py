@@ -15,12 +15,12 @@ from qos2.core import trains
 from qos2.core.probes import MAX_TRAIN, ProbeKind, ProbeOutcome, ProbePlan
 
 #: At 5 Mbit/s, 1 % earns 6 kB/s: the first answer (one burst of 6, two of 11, two paced trains of 12 packets of
-#: 1,400 bytes: 73 kB) cannot wait for that. At 100 Mbit/s it is what 0.8 s earn.
-CREDIT_BYTES = 100_000
-#: Two bursts and a paced train, each as short as can be: a new capacity is believed by two bursts.
-RESERVE_BYTES = 34_000
+#: 1,400 bytes: 73 kB) cannot wait for that, and what follows a change soon after it neither. At 100 Mbit/s: 1.2 s.
+CREDIT_BYTES = 150_000
+#: Twice two bursts and a paced train, as short as can be: a new capacity is believed by two bursts, and may go again.
+RESERVE_BYTES = 75_000
 #: While the reserve is not full, this share of what is earned goes on into ordinary trains.
-ORDINARY_SHARE = 0.5
+ORDINARY_SHARE = 0.8
 #: What is earned follows the least capacity that was known after so many trains.
 EARNING_TRAINS = 8
 #: Earned per second where no capacity is known: 1 % of 1 Mbit/s, so that waiting for a path does not stop for ever.
