@@ -30,18 +30,27 @@ from qos2.errors import ServiceUnavailable as ServiceUnavailable
 from qos2.errors import TimedOut as TimedOut
 from qos2.model import ANY_DESTINATION as ANY_DESTINATION
 from qos2.model import Bandwidth as Bandwidth
+from qos2.model import Cause as Cause
 from qos2.model import Condition as Condition
 from qos2.model import Destination as Destination
+from qos2.model import DeviceStatus as DeviceStatus
 from qos2.model import Dscp as Dscp
 from qos2.model import FlowFundamentals as FlowFundamentals
 from qos2.model import FlowId as FlowId
 from qos2.model import FlowRate as FlowRate
+from qos2.model import FlowState as FlowState
 from qos2.model import FlowStats as FlowStats
+from qos2.model import Method as Method
 from qos2.model import PacketPriority as PacketPriority
+from qos2.model import Quality as Quality
 from qos2.model import RateReason as RateReason
+from qos2.model import Shaper as Shaper
 from qos2.model import Shaping as Shaping
+from qos2.model import Statement as Statement
 from qos2.model import TrafficType as TrafficType
+from qos2.wire.protocol import Explanation as Explanation
 from qos2.wire.protocol import FlowDetails as FlowDetails
+from qos2.wire.protocol import StateChange as StateChange
 from qos2.wire.protocol import StatusReport as StatusReport
 
 __all__ = [
@@ -49,16 +58,20 @@ __all__ = [
     "AlreadyExists",
     "Bandwidth",
     "Cancelled",
+    "Cause",
     "Condition",
     "DatapathError",
     "DeniedByPolicy",
     "Destination",
+    "DeviceStatus",
     "Dscp",
+    "Explanation",
     "Flow",
     "FlowDetails",
     "FlowFundamentals",
     "FlowId",
     "FlowRate",
+    "FlowState",
     "FlowStats",
     "Handle",
     "HostUnreachable",
@@ -66,6 +79,7 @@ __all__ = [
     "InvalidHandle",
     "InvalidRequest",
     "LimitExceeded",
+    "Method",
     "NetworkBusy",
     "NoData",
     "NoSuchFlow",
@@ -76,11 +90,15 @@ __all__ = [
     "PacketPriority",
     "ProtocolError",
     "QosError",
+    "Quality",
     "RateReason",
     "Retry",
     "ServiceLost",
     "ServiceUnavailable",
+    "Shaper",
     "Shaping",
+    "StateChange",
+    "Statement",
     "StatusReport",
     "TimedOut",
     "TrafficType",

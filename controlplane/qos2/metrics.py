@@ -29,12 +29,13 @@ from qos2.model import (
 
 #: Upper bounds of the buckets of notifications, seconds: a tenth is the time between two looks at the signals.
 NOTIFICATION_BOUNDS = (1e-3, 5e-3, 25e-3, 0.1, 1.0)
-#: Upper bounds of the latency histogram's buckets, seconds.
-LATENCY_BOUNDS = (50e-6, 250e-6, 1e-3, 5e-3, 0.1, 1.0)
+#: Upper bounds of the latency histogram's buckets, seconds: usual, slow, felt by who asks, stuck (or waited). More
+#: would make a series each for every operation.
+LATENCY_BOUNDS = (50e-6, 250e-6, 5e-3, 1.0)
 #: The operation of a request that is none of the known ones, and the result of one outside the known codes.
 INVALID = "invalid"
 #: More devices than this are left out, those with the fewest shaped flows first, and counted as omitted.
-MAX_DEVICES = 16
+MAX_DEVICES = 8
 
 
 @dataclass(slots=True)
@@ -114,6 +115,9 @@ class Snapshot:
     refused_connections: Mapping[str, int] = field(default_factory=dict)  #: by reason
     requests: RequestMeter | None = None
     paths: PathsSnapshot | None = None
+    #: While devices of a name were attached; both only for names that are attached now.
+    device_sent_bytes: Mapping[str, int] = field(default_factory=dict)
+    device_dropped_packets: Mapping[str, int] = field(default_factory=dict)
 
 
 def render(snapshot: Snapshot) -> bytes:
@@ -140,7 +144,7 @@ class _SnapshotCollector(Collector):
         if snapshot.paths is not None:
             yield from _paths(snapshot.paths)
         yield from _datapath(snapshot.datapath)
-        yield from _devices(snapshot.datapath.devices)
+        yield from _devices(snapshot)
 
 
 def _service(snapshot: Snapshot) -> Iterator[Metric]:
@@ -317,7 +321,8 @@ def _datapath(status: DatapathStatus) -> Iterator[Metric]:
     yield feature
 
 
-def _devices(devices: tuple[DeviceStatus, ...]) -> Iterator[Metric]:
+def _devices(snapshot: Snapshot) -> Iterator[Metric]:
+    devices = snapshot.datapath.devices
     told = sorted(devices, key=lambda device: (-device.shaped_flows, device.name))[:MAX_DEVICES]
     info = GaugeMetricFamily(
         "qos2_device_info",
@@ -339,9 +344,46 @@ def _devices(devices: tuple[DeviceStatus, ...]) -> Iterator[Metric]:
     yield flows
     yield GaugeMetricFamily(
         "qos2_devices_omitted",
-        "Attached devices that the two metrics above leave out, because there are too many.",
+        "Attached devices that the other metrics of devices leave out, because there are too many.",
         len(devices) - len(told),
     )
+    yield from _loads(told, snapshot)
+
+
+def _loads(told: Sequence[DeviceStatus], snapshot: Snapshot) -> Iterator[Metric]:
+    """What devices can carry, and do; those of one name are summed, as far as they are known."""
+    by_device = ["device"]
+    speed = GaugeMetricFamily(
+        "qos2_device_speed_bytes",
+        "Bytes per second that a device can send, where its driver states it.",
+        labels=by_device,
+    )
+    backlog = GaugeMetricFamily(
+        "qos2_device_backlog_bytes", "Bytes that wait in the root qdisc of a device.", labels=by_device
+    )
+    sent = CounterMetricFamily(
+        "qos2_device_sent_bytes",
+        "Bytes that a device has sent while attached, link headers included.",
+        labels=by_device,
+    )
+    dropped = CounterMetricFamily(
+        "qos2_device_dropped_packets",
+        "Packets that the root qdisc of a device has dropped while attached, whoever sent them.",
+        labels=by_device,
+    )
+    for name in dict.fromkeys(device.name for device in told):
+        alike = [device for device in told if device.name == name]
+        speeds = [device.speed_bps for device in alike if device.speed_bps is not None]
+        backlogs = [device.backlog_bytes for device in alike if device.backlog_bytes is not None]
+        if len(speeds) == len(alike):
+            speed.add_metric([name], sum(speeds) / 8)
+        if backlogs:
+            backlog.add_metric([name], sum(backlogs))
+        if name in snapshot.device_sent_bytes:
+            sent.add_metric([name], snapshot.device_sent_bytes[name])
+        if name in snapshot.device_dropped_packets:
+            dropped.add_metric([name], snapshot.device_dropped_packets[name])
+    yield from (speed, backlog, sent, dropped)
 
 
 def _counters(name: str, explanation: str, label: str, numbers: Mapping[str, int]) -> Metric:

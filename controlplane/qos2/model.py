@@ -201,12 +201,41 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device that the datapath is attached to, and what it carried when it was last looked at, once a second.
+
+    None where not known. Rates and bytes are those of the link layer, drops those of the present root qdisc.
+    """
+
+    name: str
+    index: int
+    netns_cookie: int
+    hook: str  #: "tcx" or "clsact"
+    shaper: Shaper
+    why: str  #: why this shaper
+    shaped_flows: int = 0
+    speed_bps: int | None = None  #: stated by its driver
+    load_bps: int | None = None  #: sent between the last two looks
+    backlog_bytes: int | None = None  #: waiting in its root qdisc
+    backlog_packets: int | None = None
+    qdisc_drops: int | None = None  #: packets
+
+    @property
+    def wait_us(self) -> float | None:
+        """How long what waits in its root qdisc takes to leave, at the present load."""
+        if not self.load_bps or self.backlog_bytes is None:
+            return None
+        return self.backlog_bytes * 8e6 / self.load_bps
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a flow is in its state. `changes`: the last judgements, newest first, the present one among them."""
 
     source: Method | None  #: where its signals come from; None: it has none
     changes: tuple[Judgement, ...]
     signals: Mapping[str, float]  #: the latest numbers, by the names used as evidence
+    device: DeviceStatus | None = None  #: of this host, by which its packets leave
 
     @property
     def judgement(self) -> Judgement:
@@ -357,26 +386,13 @@ class FlowStats:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceStatus:
-    """One device that the datapath is attached to."""
-
-    name: str
-    index: int
-    netns_cookie: int
-    hook: str  #: "tcx" or "clsact"
-    shaper: Shaper
-    why: str  #: why this shaper
-    shaped_flows: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class DatapathStatus:
     """What the datapath is made of, for `qos2 status` and the exporter."""
 
     kernel: str
     devices: tuple[DeviceStatus, ...] = ()
     features: Mapping[str, bool] = field(default_factory=dict)  #: name -> present
-    counters: Mapping[str, int] = field(default_factory=dict)  #: enum qos_counter by name
+    counters: Mapping[str, int] = field(default_factory=dict)  #: enum qos_counter, and failures of the daemon, by name
     events: Mapping[str, int] = field(default_factory=dict)  #: ring buffer events by kind
     map_entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)  #: map -> used, size
     problems: tuple[str, ...] = ()  #: degraded, and why

@@ -143,6 +143,8 @@ class Daemon:
             refused_connections=self.server.refused,
             requests=self.meter,
             paths=self._paths_snapshot(),
+            device_sent_bytes=self.datapath.devices.loads.sent_bytes,
+            device_dropped_packets=self.datapath.devices.loads.dropped_packets,
         )
 
     def _paths_snapshot(self) -> PathsSnapshot | None:
@@ -223,5 +225,6 @@ def _observatory(datapath: KernelDatapath, config: Config) -> Observatory:
         probe_share=config.probe_share_percent / 100 if config.probing else 0.0,
         beyond_link=config.off_link == "default",
     )
-    conditions = JudgedFlows(Detector(config.thresholds, datapath.max_flows + 1), datapath.signals, paths, clock)
+    detector = Detector(config.thresholds, datapath.max_flows + 1)
+    conditions = JudgedFlows(detector, datapath.signals, paths, clock, datapath.devices.way_out)
     return Observatory(paths, conditions, Prober(enter, config.probe_port, clock), TcpDiagnosis(enter), clock)

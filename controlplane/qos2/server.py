@@ -327,7 +327,8 @@ class Server:
             del self._by_handle[completion.handle]
         result = "ok" if completion.error is None else completion.error.code
         self._observe(op, result, time.perf_counter() - began_s)
-        if completion.condition is not None and completion.signal_s is not None:
+        # Nobody was told where the connection has ended, before this reply or by it.
+        if completion.condition is not None and completion.signal_s is not None and not client.ended:
             self._notified(completion.condition, time.monotonic() - completion.signal_s)
 
     def _send(self, client: _Client, reply: bytes, *, late: bool = False) -> None:

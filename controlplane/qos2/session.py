@@ -217,6 +217,7 @@ class Session:
             source=None if why is None else why.source,
             signals={} if why is None else dict(why.signals),
             estimates=told.estimate,
+            device=None if why is None else why.device,
         )
 
     def _cancel(self, request: protocol.Cancel, _: Passed | None) -> protocol.Result:

@@ -1,4 +1,4 @@
-"""The benchmarks: `python -m bench [--quick] [--only GROUP] [--output FILE]` (needs root; touches no real network).
+"""The benchmarks: `python -m bench [--quick] [--output FILE] [GROUP ...]` (needs root; touches no real network).
 
 Measures group by group, shows each as soon as it is done, and at the end writes the page. Exit status: 0 also when
 targets are missed, which the page says; 2 when something could not be measured, 130 after Ctrl-C. Whatever it
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import qos2
-from bench import control, rate, requests, testrun, traffic, wire
+from bench import control, paths, rate, requests, testrun, traffic, wire
 from bench.figures import Result
 from bench.reasons import REASONS
 from bench.report import Machine, page, show
@@ -38,6 +38,7 @@ GROUPS: dict[str, Callable[[Session], Result]] = {
     "rate": rate.measure,
     "requests": requests.measure,
     "control": control.measure,
+    "paths": paths.measure,
 }
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
-    chosen = options.only or list(GROUPS)
+    chosen = {*options.groups, *options.only} or set(GROUPS)
     begin = _load()
     try:
         results = [_measured(console, name, options.quick) for name in GROUPS if name in chosen]
@@ -70,10 +71,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev bench", description="Measures the datapath and the daemon.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about 3 minutes")
-    parser.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("groups", nargs="*", type=_group, metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about 5 minutes")
+    parser.add_argument("--only", action="append", default=[], type=_group, metavar="GROUP", help="the same as GROUP")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: {PAGE.name}, after a full run of all")
     return parser
+
+
+def _group(text: str) -> str:
+    """Raises ArgumentTypeError for what is no group. (argparse's choices would refuse that none is given.)"""
+    if text not in GROUPS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(GROUPS)}")
+    return text
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

@@ -25,6 +25,11 @@ REASONS: dict[str, str] = {
     "traffic-full-tcp-bulk": f"Mostly {_LOCKED}.",
     "rate-udp": _STARVED,
     "rate-tcp": _STARVED,
+    "paths-tcp-bottleneck-50-95": (
+        "A flow learns from itself alone what it gets: half of a path whose other half is taken all the time by others "
+        "who do not yield looks to it like a path of half the rate. What is available, which an application acts on, "
+        "is right all the same; where a reflector answers, trains tell the bottleneck, whatever the load (UDP)."
+    ),
     "control-start": (
         "Nearly all of it is the compiler: bcc takes more than one second of CPU time, more of the clock where other "
         "work runs; a start with the programs in place compiles nothing."

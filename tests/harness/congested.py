@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import qos2
-from demo.lab import Lab
+from demo.lab import Lab, LabError, command
 from demo.processes import Daemon, environment
 from harness.wire import Flood
 
@@ -54,10 +54,11 @@ class CongestedLab:
     ) -> None:
         self._stack.close()
 
-    def reflector(self) -> None:
-        """Begin to reflect at the peer."""
+    def reflector(self, address: str = "") -> None:
+        """Begin to reflect at the peer: at all of its addresses, or at one."""
+        listen = ("--listen", address) if address else ()
         process = self.lab.peer.popen(
-            *(sys.executable, "-m", "qos2.cli", "reflector", "--allow", "192.0.2.0/24", "--rate", "100000"),
+            *(sys.executable, "-m", "qos2.cli", "reflector", "--allow", "192.0.2.0/24", "--rate", "100000", *listen),
             stdout=subprocess.PIPE,
             env=environment(),
         )
@@ -68,6 +69,23 @@ class CongestedLab:
         """From now on the way to the peer carries so many bits/s of link layer; what that is at IP level."""
         kind = ("tbf", "rate", f"{rate:.0f}bit", "burst", "3000", "latency", f"{queue_ms}ms")
         self.lab.router.run("tc", "qdisc", "replace", "dev", self.lab.router.device, "root", *kind)
+        return rate * PACKET_BYTES / (PACKET_BYTES + _LINK_BYTES)
+
+    def netem(
+        self, *, delay_ms: float, jitter_ms: float = 0.0, loss: float = 0.0, rate: float = 100e6, packets: int = 10_000
+    ) -> float:
+        """From now on the way to the peer delays and loses (tc-netem(8)), and carries `rate` bits/s of link layer.
+
+        The jitter is normally distributed, and having a rate keeps the packets in order all the same: each waits for
+        the one before. `packets` are those under way and in the queue. What the rate is at IP level.
+        """
+        kind = ("netem", "limit", str(packets), "delay", f"{delay_ms}ms")
+        spread = (f"{jitter_ms}ms", "distribution", "normal") if jitter_ms else ()
+        lost = ("loss", f"{loss:.3%}") if loss else ()
+        rated = ("rate", f"{rate:.0f}bit")
+        self.lab.router.run(
+            *("tc", "qdisc", "replace", "dev", self.lab.router.device, "root"), *kind, *spread, *lost, *rated
+        )
         return rate * PACKET_BYTES / (PACKET_BYTES + _LINK_BYTES)
 
     def handle(self) -> qos2.Handle:
@@ -134,6 +152,17 @@ class CongestedLab:
         self._closing.set()
         for thread in self._drains:
             thread.join()
+
+
+def has_netem() -> bool:
+    """Whether this kernel has netem, tried in an empty namespace (which loads its module)."""
+    try:
+        command("unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+    except LabError as error:
+        if "unknown" in str(error):  # so says tc of the kernel's ENOENT
+            return False
+        raise
+    return True
 
 
 def wait_until(true: Any, timeout_s: float = _PATIENCE_S) -> float:

@@ -1,5 +1,6 @@
 """The loop of the SDK sample against a way that halves and recovers: lower on congestion, raise when there is room."""
 
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.datapath
 
 MBIT = 1e6
 FULL, LOW = round(8 * MBIT), round(2 * MBIT)
+#: A minute in all.
+TIMES = 3
 
 
 class Loop(threading.Thread):
@@ -49,7 +52,7 @@ class Loop(threading.Thread):
 
     def waited(self, since_s: float, rate: int) -> float:
         """Seconds from a time until it had this rate for the first time since."""
-        return next(at_s for at_s, each in self.rates if at_s >= since_s and each == rate) - since_s
+        return next((at_s for at_s, each in self.rates if at_s >= since_s and each == rate), math.inf) - since_s
 
 
 def test_the_stream_follows_the_way_down_and_up_again(congested: CongestedLab) -> None:
@@ -68,20 +71,22 @@ def test_the_stream_follows_the_way_down_and_up_again(congested: CongestedLab) -
         stack.enter_context(congested.sending(sock, 1.5 * FULL)).begin()  # its contract holds it back
         loop = Loop(flow)
         loop.start()
+        halved, recovered = [], []
         try:
             time.sleep(3)
-            halved_s = time.monotonic()
-            congested.bottleneck(5 * MBIT)
-            time.sleep(6)
-            recovered_s = time.monotonic()
-            congested.bottleneck(10 * MBIT)
-            time.sleep(8)
+            for _ in range(TIMES):
+                halved.append(time.monotonic())
+                congested.bottleneck(5 * MBIT)
+                time.sleep(8)
+                recovered.append(time.monotonic())
+                congested.bottleneck(10 * MBIT)
+                time.sleep(11)
         finally:
             flow.close()
             loop.join(10)
     assert loop.error is None
     rates = [rate for _at_s, rate in loop.rates]
-    assert rates == [FULL, LOW, FULL], loop.rates
+    assert rates == [FULL, *[LOW, FULL] * TIMES], loop.rates
     # Goals: 1 s and 3 s; what is asserted leaves room for a machine with other work.
-    assert loop.waited(halved_s, LOW) <= 2.0, loop.rates
-    assert loop.waited(recovered_s, FULL) <= 6.0, loop.rates
+    assert max(loop.waited(at_s, LOW) for at_s in halved) <= 2.0, (halved, loop.rates)
+    assert max(loop.waited(at_s, FULL) for at_s in recovered) <= 6.0, (recovered, loop.rates)

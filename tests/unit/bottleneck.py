@@ -110,7 +110,7 @@ class Bottleneck:
 
     def _sending_times(self, plan: ProbePlan, start_s: float) -> list[float]:
         """One system call per packet, or per two where timers would be too coarse; a burst is one."""
-        if plan.kind is not ProbeKind.PACED:
+        if not plan.rate:
             return [start_s] * plan.count
         gap_s = plan.ip_bytes * 8 / plan.rate
         group = 2 if gap_s < 300e-6 else 1
@@ -220,7 +220,7 @@ class Bottleneck:
 
 
 class Session:
-    """What the daemon does with one host: one plan at a time, asked for ten times a second, and told what came back."""
+    """What the daemon does with one host: asks for plans ten times a second, and tells what came back."""
 
     def __init__(self, way: Bottleneck, *, share: float = 0.01) -> None:
         self.way = way
@@ -228,21 +228,30 @@ class Session:
         self.probing = Probing(share)
         self.now_s = 100.0
         self.sent: list[tuple[float, ProbePlan]] = []
-        self._under_way: ProbeOutcome | None = None
+        self._under_way: list[ProbeOutcome] = []
 
     def run(self, seconds: float, *, demand: Demand = Demand.BANDWIDTH, carried: float = 0.0) -> Iterator[float]:
         """Steps of 100 ms; yields the time after each."""
         end_s = self.now_s + seconds
         while self.now_s < end_s - 1e-9:
-            done = self._under_way
-            if done is not None and done.ended_s <= self.now_s:
+            for done in [each for each in self._under_way if each.ended_s <= self.now_s]:
                 self.model.outcome(done, carried)
-                self.probing.heard(done, self.model.capacity)
-                self._under_way = None
-            if self._under_way is None:
-                plan = self.probing.next(self.now_s, demand=demand)
+                self.probing.heard(done, self.model.capacity, carried)
+                self._under_way.remove(done)
+            for train in (False,) if self._busy() else (False, True):
+                plan = self.probing.next(self.now_s, demand=demand, train=train)
                 if plan is not None:
                     self.sent.append((self.now_s, plan))
-                    self._under_way = self.way.execute(plan, self.now_s)
+                    self._under_way.append(self._execute(plan))
             self.now_s += 0.1
             yield self.now_s
+
+    def _busy(self) -> bool:
+        return any(each.plan.kind is not ProbeKind.SINGLE for each in self._under_way)
+
+    def _execute(self, plan: ProbePlan) -> ProbeOutcome:
+        """Of two spaced single probes only the first is played: what begins in this step goes before the second."""
+        if plan.kind is ProbeKind.SINGLE and plan.rate:
+            self.way.sent_bytes += plan.bytes - plan.ip_bytes
+            plan = ProbePlan(ProbeKind.SINGLE, 1, plan.ip_bytes)
+        return self.way.execute(plan, self.now_s)

@@ -23,7 +23,7 @@ from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.fake import FakeDatapath
 from qos2.errors import QosError
-from qos2.model import FlowFundamentals, TrafficType
+from qos2.model import Condition, Explanation, FlowFundamentals, FlowId, TrafficType
 from qos2.paths.fake import FakeConditions, FakePaths
 from qos2.server import Server
 
@@ -37,7 +37,8 @@ LINGER_ON = struct.pack("ii", 1, 60)
 
 
 class Stage:
-    """A daemon at `path`. `observed` are its observations, `clock_s` its time, which the test turns.
+    """A daemon at `path`. `observed` are its observations, `notified` its notifications: condition, seconds. `clock_s`
+    is its time, which the test turns.
 
     Every host is on-link and unmeasured, no condition is known, until the test says more: by the methods
     below, which may be called from any thread and return when the server has sent what follows from it.
@@ -67,7 +68,15 @@ class Stage:
             rules=rules or Rules(),
         )
         self.observed: list[tuple[str, str, float]] = []
-        self.server = Server(self.service, path, observe=self._observe, logger=logging.getLogger("stage"), **options)
+        self.notified: list[tuple[Condition, float]] = []
+        self.server = Server(
+            self.service,
+            path,
+            observe=self._observe,
+            notified=self._notified,
+            logger=logging.getLogger("stage"),
+            **options,
+        )
         self._going = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stage")
@@ -86,22 +95,29 @@ class Stage:
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result()
 
-    def set_condition(self, flow: int, *, congested: bool | None, free: int = 0) -> None:
-        """From now on the flow is congested or not (None: unknown), and `free` bits/s more could be had."""
-        self._steer(lambda: self.conditions.set(flow, congested=congested, free=free))
+    def set_condition(self, flow: int, *, congested: bool | None, free: int = 0, signal_s: float | None = None) -> None:
+        """From now on the flow is congested or not (None: unknown), and `free` bits/s more could be had.
+
+        `signal_s` is when that was read, on CLOCK_MONOTONIC.
+        """
+        self._steer(lambda: self.conditions.set(flow, congested=congested, free=free), signal_s)
+
+    def set_explanation(self, flow: int, explanation: Explanation) -> None:
+        """What is said of a judged flow from now on, and why."""
+        self.call(lambda: self.conditions.explanations.update({FlowId(flow): explanation}))
 
     def set_estimate(self, address: str, estimate: FlowFundamentals | None) -> None:
         """What is known of the way to a host from now on."""
         self._steer(lambda: self.paths.set_estimate(address, estimate))
 
-    def measure(self, address: str, estimate: FlowFundamentals | None) -> None:
+    def measure(self, address: str, estimate: FlowFundamentals | None, *, signal_s: float | None = None) -> None:
         """The measurements under way of a host (fresh queries) end with this."""
 
         def finish() -> None:
             self.paths.set_estimate(address, estimate)
             self.paths.finish_refresh(address)
 
-        self._steer(finish)
+        self._steer(finish, signal_s)
 
     def set_admission(self, address: str, refusal: QosError | None) -> None:
         """Higher rates of adaptive flows to a host are refused with this, or (None) admitted."""
@@ -119,10 +135,10 @@ class Stage:
         """What the daemon does once a second, at `clock_s`."""
         self._steer(self.service.tick)
 
-    def _steer(self, change: Callable[[], None]) -> None:
+    def _steer(self, change: Callable[[], None], signal_s: float | None = None) -> None:
         def steered() -> None:
             change()
-            self.service.follow()
+            self.service.follow(signal_s)
             self.server.deliver()
 
         self.call(steered)
@@ -173,6 +189,9 @@ class Stage:
 
     def _observe(self, op: str, result: str, seconds: float) -> None:
         self.observed.append((op, result, seconds))
+
+    def _notified(self, condition: Condition, seconds: float) -> None:
+        self.notified.append((condition, seconds))
 
     @contextlib.contextmanager
     def connection(self, *, opened: bool = True) -> Iterator["RawClient"]:

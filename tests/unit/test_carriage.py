@@ -6,7 +6,7 @@ from qos2.model import Transport
 from qos2.paths.carriage import Carriage, Carried, Counters
 from qos2.paths.tcp import TcpInfo
 
-INFO = TcpInfo(1, False, 1448, 20_000, 10, 0, 0, 0, 20_000, 0, 0, 0, 0, 0, 0, 0, 0)
+INFO = TcpInfo(1, False, 1448, 0, 20_000, 10, 0, 0, 0, 20_000, 0, 0, 0, 0, 0, 0, 0, 0)
 NONE = Counters(0, 0, 0)
 #: A second in which TCP had data under way all the time, and 1,448,000 bytes were acknowledged.
 BUSY = INFO._replace(bytes_acked=1_448_000, busy_us=1_000_000)
@@ -46,7 +46,7 @@ def test_what_something_else_held_back_is_not_limited_by_the_network(info: TcpIn
 
 
 def test_nor_is_what_its_own_contract_held_back() -> None:
-    assert about(second(BUSY, SENT._replace(delayed_packets=1))) == (12_000_000, 12_000_000, False)
+    assert about(second(BUSY, SENT._replace(held_packets=1))) == (12_000_000, 12_000_000, False)
 
 
 @pytest.mark.parametrize("info", [None, BUSY._replace(mss=0), INFO._replace(bytes_acked=-1)])
@@ -65,3 +65,28 @@ def test_counters_that_go_back_begin_anew() -> None:
     carriage.since(0.0, SENT, None)
     assert carriage.since(1.0, NONE, None) is None
     assert carriage.since(1.0, SENT, None) == Carried(12_000_000.0, None, False)
+
+
+def test_behind_a_hole_what_arrives_is_carried_and_when_it_is_filled_nothing_is_counted_twice() -> None:
+    carriage = Carriage(Transport.TCP, 4)
+    infos = [
+        INFO,
+        INFO._replace(bytes_acked=100 * 1448, busy_us=100_000),
+        INFO._replace(bytes_acked=100 * 1448, sacked=99, busy_us=200_000),  # the first of them was lost
+        INFO._replace(bytes_acked=100 * 1448, sacked=199, busy_us=300_000),
+        INFO._replace(bytes_acked=400 * 1448, busy_us=400_000),  # sent again
+    ]
+    seen = [carriage.since(0.1, Counters(150_000 * number, 100 * number, 0), each) for number, each in enumerate(infos)]
+    assert seen[0] is None
+    assert list(map(about, seen[1:])) == [
+        (12_000_000, 12_000_000, True),
+        (12_000_000, 11_880_000, True),
+        (12_000_000, 12_000_000, True),
+        (12_000_000, 12_120_000, True),
+    ]
+
+
+def test_segments_that_have_become_smaller_do_not_arrive_backwards() -> None:
+    carriage = Carriage(Transport.TCP, 4)
+    carriage.since(0.0, NONE, INFO._replace(sacked=10))
+    assert carriage.since(0.1, NONE, INFO._replace(sacked=10, mss=1200)) == Carried(0.0, 0.0, False)

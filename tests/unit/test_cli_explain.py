@@ -186,6 +186,7 @@ def test_explain_as_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
             },
         },
         "admits": 10_100_000,
+        "device": None,
         "changes": [
             {"state": "congested", "cause": "queue_delay", "ago_s": 12.4, "evidence": EVIDENCE},
             {

@@ -1,6 +1,5 @@
 """The judge of congestion: onset and end, each cause, what is no congestion, and what no order or stall may change."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -204,6 +203,26 @@ class TestOffers:
             flow.probed(1, 80_000)
             assert flow.probed(1, BASE_US) in (FlowState.UNKNOWN, FlowState.UNCONGESTED)
 
+    def test_two_round_trips_in_one_window_need_none_before_them(self) -> None:
+        flow, pairs = Flow(), Flow()
+        for each, round_trips in ((flow, 1), (pairs, 2)):
+            each.probed(10, BASE_US)
+            for _ in range(3):
+                each.detector.offer(
+                    each.slot, method=Method.PROBE, rtt_us=80_000, round_trips=round_trips, sent=round_trips
+                )
+                each.step()
+        assert (flow.state, pairs.state) == (FlowState.UNCONGESTED, FlowState.CONGESTED)
+
+    def test_of_what_is_offered_for_one_window_the_least_round_trip_counts(self) -> None:
+        flow = Flow()
+        flow.probed(10, BASE_US)
+        for _ in range(10):
+            for rtt_us in (80_000, BASE_US, 90_000):
+                flow.detector.offer(flow.slot, method=Method.PROBE, rtt_us=rtt_us)
+            flow.step()
+        assert flow.state is FlowState.UNCONGESTED
+
     def test_reports_of_loss_are_losses(self) -> None:
         flow = Flow()
         for _ in range(10):
@@ -312,61 +331,3 @@ def test_whatever_the_counters_are_congestion_lasts_its_dwell(
         if before.state is FlowState.CONGESTED and after.state is not FlowState.UNKNOWN:
             assert after.since_s - before.since_s >= 2.0
     assert all(np.isfinite(value) for value in detector.explain(1).signals.values())
-
-
-# Half an hour each, in virtual time, of what is no congestion: round trips (us), deliveries and losses per window.
-Trace = Iterator[dict[str, int]]
-
-
-def application_limited(rng: np.random.Generator) -> Trace:
-    while True:
-        yield {"srtt_us": BASE_US + int(rng.exponential(2_000)), "delivered": int(rng.poisson(8))}
-
-
-def bursty(rng: np.random.Generator) -> Trace:
-    while True:
-        for _ in range(int(rng.integers(1, 4))):  # a burst waits for itself: up to 20 ms at its end
-            yield {"srtt_us": BASE_US + int(rng.uniform(5_000, 20_000)), "delivered": 200}
-        for _ in range(int(rng.integers(3, 30))):
-            yield {"srtt_us": BASE_US, "delivered": 0}
-
-
-def radio(rng: np.random.Generator) -> Trace:
-    """Wi-Fi: spikes of 2 to 40 ms in single round trips, which TCP smooths; 0.3 % of segments lost at random."""
-    smooth = float(BASE_US)
-    while True:
-        for _ in range(10):
-            spike = rng.uniform(2_000, 40_000) if rng.random() < 0.2 else 0.0
-            smooth += (BASE_US + rng.exponential(3_000) + spike - smooth) / 8
-        yield {"srtt_us": int(smooth), "delivered": 80, "retransmits": int(rng.binomial(80, 0.003))}
-
-
-def wandering(rng: np.random.Generator) -> Trace:
-    """Delay that varies slowly and by itself, within 15 ms (pink noise)."""
-    slow = np.zeros(6)
-    for window in range(10**9):
-        for octave in range(6):
-            if window % (1 << octave) == 0:
-                slow[octave] = rng.normal(0, 2_000)
-        yield {"srtt_us": BASE_US + int(abs(slow.sum())), "delivered": 50}
-
-
-def test_half_an_hour_without_congestion_has_none() -> None:
-    kinds = (application_limited, bursty, radio, wandering)
-    traces = [kind(np.random.default_rng(seed)) for kind in kinds for seed in range(3)]
-    slots = np.arange(1, len(traces) + 1)
-    detector, counters = Detector(Thresholds(), len(traces) + 1), np.zeros(len(traces), SIGNALS)
-    for slot in slots:
-        detector.begin(int(slot), 0.0)
-    counters["min_rtt_us"] = BASE_US
-    for window in range(1, 18_001):
-        for number, trace in enumerate(traces):
-            found = next(trace)
-            counters["srtt_us"][number] = found["srtt_us"]
-            counters["delivered"][number] += found["delivered"]
-            counters["bytes"][number] += found["delivered"] * 1500
-            counters["retransmits"][number] += found.get("retransmits", 0)
-        for slot in detector.step(window * WINDOW_S, slots, counters.copy()):
-            explanation = detector.explain(int(slot))
-            assert explanation.judgement.state is not FlowState.CONGESTED, (slot, window * WINDOW_S, explanation)
-    assert dict(detector.census()) == {(FlowState.UNCONGESTED, None): len(traces)}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,11 +15,13 @@ import pytest
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
+from qos2.datapath.abi import Counter
 from qos2.errors import BY_CODE
 from qos2.exporter import Exporter
 from qos2.metrics import LATENCY_BOUNDS, MAX_DEVICES, RequestMeter, Snapshot, render
 from qos2.model import DatapathStatus, DeviceStatus, FlowStats, Shaper, TrafficType
 from qos2.wire.protocol import AnyRequest
+from unit.path_metrics import paths_known_in_every_way
 
 OPERATIONS = [request.__struct_config__.tag for request in get_args(AnyRequest)]
 SCRAPE = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
@@ -52,21 +55,23 @@ def full() -> Snapshot:
     for code in ("no_such_flow", "invalid_request", "limit_exceeded", "not_supported", "internal"):
         requests.observe("add_socket", code, 75e-6)
     requests.observe("drop_table", "protocol_error", 2.0)
-    counters = [f"counter_{number}" for number in range(14)]
+    counters = [*(each.label for each in Counter), "device_load_failed", "device_speed_failed"]
     return Snapshot(
         version="0.1.0",
         datapath=DatapathStatus(
             kernel='6.18.0-"odd"\\kernel\n',
             devices=tuple(
-                DeviceStatus(f"eth{number}", number, 1, "tcx", Shaper.HTB, "no fq", number) for number in range(40)
+                replace(
+                    DeviceStatus(f"eth{number}", number, 1, "tcx", Shaper.HTB, "no fq", number),
+                    speed_bps=1_000_000_000,
+                    backlog_bytes=3000,
+                )
+                for number in range(40)
             ),
-            features={"tcx": True, "fq": False, "htb": True, "clsact": True, "bpf_ringbuf": True, "cgroup2": True},
+            features={"tcx": True, "fq": False, "htb": True, "cgroup2": True, "netns_cookie": True},
             counters={name: 7 for name in counters},
             events={kind: 9 for kind in ("delayed", "dropped", "remarked", "loss", "ce")},
-            map_entries={
-                name: (12, 65_536)
-                for name in ("policy", "sockets", "destinations", "cgroups", "hot", "cold", "fragments", "counters")
-            },
+            map_entries={"policy": (12, 65_536), "destinations": (13, 65_536)},
         ),
         flows={kind: int(kind) for kind in TrafficType},
         totals={kind: stats(int(kind) + 1) for kind in TrafficType},
@@ -75,8 +80,13 @@ def full() -> Snapshot:
         handles=3,
         orphans=2,
         pending_requests=6,
-        refused_connections={"too_many": 4, "slow_reader": 1},
+        refused_connections={
+            reason: 5 for reason in ("connections", "connections_per_uid", "resources", "credentials", "not_reading")
+        },
         requests=requests,
+        paths=paths_known_in_every_way(),
+        device_sent_bytes={f"eth{number}": 15_000 for number in range(40)},
+        device_dropped_packets={f"eth{number}": 4 for number in range(40)},
     )
 
 
@@ -111,10 +121,10 @@ def test_values_parse_back_as_the_snapshot_has_them() -> None:
     assert value(text, "qos2_handles") == 3
     assert value(text, "qos2_orphan_flows") == 2
     assert value(text, "qos2_pending_requests") == 6
-    assert value(text, "qos2_connections_refused_total", reason="slow_reader") == 1
+    assert value(text, "qos2_connections_refused_total", reason="not_reading") == 5
     assert value(text, "qos2_map_entries", map="policy") == 12
     assert value(text, "qos2_map_size", map="policy") == 65_536
-    assert value(text, "qos2_datapath_errors_total", name="counter_3") == 7
+    assert value(text, "qos2_datapath_errors_total", name="not_ip") == 7
     assert value(text, "qos2_datapath_events_total", kind="ce") == 9
     assert value(text, "qos2_kernel_feature", feature="tcx") == 1
     assert value(text, "qos2_kernel_feature", feature="fq") == 0
@@ -142,6 +152,15 @@ def test_types_parse_back_as_they_are_meant() -> None:
         "qos2_flow_dropped_bytes": "counter",
         "qos2_requests": "counter",
         "qos2_request_duration_seconds": "histogram",
+        "qos2_flow_states": "gauge",
+        "qos2_paths": "gauge",
+        "qos2_reflectors": "gauge",
+        "qos2_path_estimates": "gauge",
+        "qos2_admissions": "counter",
+        "qos2_probe_bytes": "counter",
+        "qos2_probe_packets": "counter",
+        "qos2_probe_results": "counter",
+        "qos2_notification_seconds": "histogram",
         "qos2_map_entries": "gauge",
         "qos2_map_size": "gauge",
         "qos2_datapath_errors": "counter",
@@ -150,7 +169,18 @@ def test_types_parse_back_as_they_are_meant() -> None:
         "qos2_device_info": "gauge",
         "qos2_device_shaped_flows": "gauge",
         "qos2_devices_omitted": "gauge",
+        "qos2_device_speed_bytes": "gauge",
+        "qos2_device_backlog_bytes": "gauge",
+        "qos2_device_sent_bytes": "counter",
+        "qos2_device_dropped_packets": "counter",
     }
+
+
+def test_the_document_names_every_metric() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    families = [each for each in text_string_to_metric_families(render(full()).decode()) if each.name[:5] == "qos2_"]
+    named = [each.name + "_total" * (each.type == "counter") for each in families]
+    assert [name for name in named if f"`{name}`" not in document] == []
 
 
 def test_this_process_is_among_the_metrics() -> None:

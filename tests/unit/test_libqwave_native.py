@@ -444,6 +444,19 @@ def test_estimates(field: str, value: Any, expected: int) -> None:
     assert numbers(talk(answering(reply), "create", "fundamentals", "close")) == [0, expected, 0]
 
 
+STATEMENTS: dict[str, Any] = {
+    "as they are": {"rtt": {"value": 900, "quality": "measured", "method": "probe", "age_s": 0.25}},
+    "of a later daemon": {"jitter": {"value": [1, {"bottleneck": 7}], "quality": None}},
+    "no statements at all": None,
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_what_is_said_about_estimates_is_passed_over(name: str) -> None:
+    reply = {"result": "fundamentals", "statements": STATEMENTS[name], "bottleneck": 8000, "rtt_us": 900}
+    assert numbers(talk(answering(reply, reply), "create", "fundamentals", "fundamentals", "close")) == [0, 0, 0, 0]
+
+
 def test_a_daemon_that_does_not_answer_is_gone() -> None:
     """10 s as it is built; here with less, and the number that makes it so is checked."""
     assert "#define TRANSPORT_TIMEOUT_NS (10 * INT64_C(1000000000))" in (LIBRARY / "src/transport.h").read_text()

@@ -10,12 +10,14 @@ from ipaddress import ip_address
 
 import pytest
 
+from qos2.core import trains
 from qos2.core.probes import ProbeKind, ProbeOutcome, ProbePlan
 from qos2.errors import DeviceGone
 from qos2.model import RemoteHost
 from qos2.paths.prober import FIRST_WAIT_S, MOST_SINGLES, Prober
 from qos2.paths.probesocket import ProbeSocket
 from qos2.paths.reflector import Reflector
+from qos2.wire import stamp
 
 HOST = RemoteHost(ip_address("127.0.0.1"), 7)
 HOST6 = RemoteHost(ip_address("::1"), 7)
@@ -153,6 +155,63 @@ def test_of_trains_there_is_one_at_a_time_and_of_singles_there_are_some(silent: 
             found += len(prober.take())
             time.sleep(0.01)
         assert (found, prober.busy(HOST)) == (1 + sent, False)
+
+
+def answer(silent: socket.socket, data: bytes, source: tuple[str, int]) -> None:
+    now_ns = time.time_ns()
+    reply = stamp.reflect(data, reached_ns=now_ns, returned_ns=now_ns, ttl=64)
+    assert reply is not None
+    silent.sendto(reply, source)
+
+
+def test_single_probes_in_a_queue_that_has_just_filled_are_waited_for(silent: socket.socket) -> None:
+    with closing(Prober(here, silent.getsockname()[1])) as prober:
+        prober.open(HOST)
+        prober.send(HOST, 0, SINGLE)
+        answer(silent, *silent.recvfrom(2000))
+        assert outcome(prober).answered == 1  # on an idle path, in next to no time
+        prober.send(HOST, 0, SINGLE)
+        probe = silent.recvfrom(2000)
+        time.sleep(0.7)
+        assert prober.take() == []
+        answer(silent, *probe)
+        found = outcome(prober)
+        assert found.answered == 1
+        assert trains.rtt_us(found) == pytest.approx(700_000, rel=0.3)
+
+
+def test_a_single_probe_that_was_overtaken_is_lost(silent: socket.socket) -> None:
+    with closing(Prober(here, silent.getsockname()[1])) as prober:
+        prober.open(HOST)
+        for _ in range(2):
+            prober.send(HOST, 0, SINGLE)
+            lost = silent.recvfrom(2000)
+            prober.send(HOST, 0, SINGLE)
+            later = silent.recvfrom(2000)
+            assert lost[0][:4] < later[0][:4]
+            answer(silent, *later)
+            began_s = time.monotonic()
+            assert [outcome(prober).answered, outcome(prober).answered] == [1, 0]
+            assert time.monotonic() - began_s < FIRST_WAIT_S  # no round trip was known at first; then SINGLE_WAIT_S
+
+
+def test_of_two_spaced_single_probes_each_is_told_of_when_it_is_back(silent: socket.socket) -> None:
+    pair = ProbePlan(ProbeKind.SINGLE, 2, 92, round(92 * 8 / 0.2))  # 200 ms apart
+    with closing(Prober(here, silent.getsockname()[1])) as prober:
+        prober.open(HOST)
+        assert prober.send(HOST, 0, pair)
+        answer(silent, *silent.recvfrom(2000))
+        first = outcome(prober)
+        assert (first.plan, first.answered) == (SINGLE, 1)
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.recvfrom(2000)
+        silent.settimeout(5)
+        answer(silent, *silent.recvfrom(2000))
+        second = outcome(prober)
+        assert (second.plan, second.answered) == (SINGLE, 1)
+        assert second.begun_s - first.begun_s == pytest.approx(0.2)
+        assert prober.counters["sent_packets"] == 2
 
 
 def test_where_nobody_listens_it_ends_at_once(silent: socket.socket) -> None:

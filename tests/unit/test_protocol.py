@@ -16,6 +16,7 @@ from qos2.model import (
     Bandwidth,
     Cause,
     Destination,
+    DeviceStatus,
     Dscp,
     FlowFundamentals,
     FlowRate,
@@ -25,6 +26,7 @@ from qos2.model import (
     PacketPriority,
     Quality,
     RateReason,
+    Shaper,
     Shaping,
     Statement,
 )
@@ -37,6 +39,7 @@ TEXT = st.text(max_size=40)
 NUMBER = st.integers(-(2**63), 2**63 - 1)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 STATEMENT = st.builds(Statement, NUMBER, st.sampled_from(Quality), st.sampled_from(Method), FLOAT)
+DEVICE = st.builds(DeviceStatus, TEXT, NUMBER, NUMBER, TEXT, st.sampled_from(Shaper), TEXT, NUMBER, st.none() | NUMBER)
 COUNTERS = st.dictionaries(TEXT, st.integers(0, 2**64 - 1), max_size=4)
 
 
@@ -65,11 +68,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         Cause | None: st.none() | st.sampled_from(Cause),
         Method | None: st.none() | st.sampled_from(Method),
         FlowFundamentals | None: st.none()
-        | st.builds(
-            FlowFundamentals,
-            *(st.none() | NUMBER,) * 3,
-            st.dictionaries(TEXT, STATEMENT, max_size=3),
-        ),
+        | st.builds(FlowFundamentals, *(st.none() | NUMBER,) * 3, st.dictionaries(TEXT, STATEMENT, max_size=3)),
+        DeviceStatus | None: st.none() | DEVICE,
     }
     if kind == list[protocol.FlowDetails]:
         return st.lists(messages(protocol.FlowDetails), max_size=2)
@@ -170,6 +170,12 @@ def test_random_bytes_are_refused_as_no_reply(data: bytes) -> None:
             "Expected `int` <= 9223372036854775807 - at `$.flow`",
         ),
         (b'{"v":1,"id":4,"op":"start_tracking","address":"' + b"9" * 65 + b'"}', "length <= 64"),
+        (b'{"v":1,"id":4,"op":"report","loss":0.5}', "missing required field `flow`"),
+        (b'{"v":1,"id":4,"op":"report","flow":9,"rtt_us":0.5}', "Expected `int | null`, got `float` - at `$.rtt_us`"),
+        (b'{"v":1,"id":4,"op":"report","flow":9,"rtt":1}', "unknown field `rtt`"),
+        (b'{"v":1,"id":4,"op":"report","flow":9,"loss":"1"}', "Expected `float | null`, got `str` - at `$.loss`"),
+        (b'{"v":1,"id":4,"op":"report","flow":9,"loss":1e999}', "Number out of range - at `$.loss`"),
+        (b'{"v":1,"id":4,"op":"explain","flow":null}', "Expected `int`, got `null` - at `$.flow`"),
     ],
 )
 def test_a_wrong_message_is_refused_with_where_it_is_wrong(data: bytes, words: str) -> None:
@@ -256,12 +262,15 @@ def test_what_is_no_pair_of_address_and_port_is_refused(dest: Any) -> None:
 
 def test_the_document_names_every_request_result_and_field() -> None:
     document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    kinds: list[type[msgspec.Struct]] = [*REQUESTS, *RESULTS, protocol.FlowDetails]
+    parts: list[type[msgspec.Struct]] = [protocol.FlowDetails, protocol.StateChange]
+    kinds: list[type[msgspec.Struct]] = [*REQUESTS, *RESULTS, *parts]
     for kind in kinds:
-        if kind is not protocol.FlowDetails:
+        if kind not in parts:
             assert f"`{kind.__struct_config__.tag}`" in document
         for field in msgspec.structs.fields(kind):
             assert f"`{field.name}`" in document, f"{kind.__name__}.{field.name}"
+    for word in (*FlowState, *Cause, *Quality, *Method):
+        assert f"`{word}`" in document, word
     for counter in FlowStats.__dataclass_fields__:
         assert f"`{counter}`" in document, counter
 

@@ -1,6 +1,8 @@
 """The public face of the package is what it says it is: a name appears or goes by intent only."""
 
 import inspect
+from enum import Enum
+from typing import get_args, get_type_hints
 
 import qos2
 from qos2 import errors, model
@@ -61,6 +63,27 @@ def test_every_error_that_a_client_can_meet_is_exported() -> None:
 def test_the_enumerations_of_the_model_that_arguments_take_are_exported() -> None:
     for name in ("TrafficType", "Shaping", "RateReason", "Condition"):
         assert getattr(qos2, name) is getattr(model, name)
+
+
+def named_in(annotation: object) -> set[type]:
+    """The classes of this package in a type, those of their fields among them."""
+    found: set[type] = set()
+    if inspect.isclass(annotation) and annotation.__module__.startswith("qos2."):
+        found = {annotation}
+        for each in get_type_hints(annotation).values() if not issubclass(annotation, Enum) else ():
+            found |= named_in(each)
+    return found.union(*map(named_in, get_args(annotation)))
+
+
+def test_every_type_of_a_result_is_exported() -> None:
+    methods = [
+        getattr(kind, name) for kind in (qos2.Handle, qos2.Flow) for name in HANDLE | FLOW if hasattr(kind, name)
+    ]
+    hints = [get_type_hints(each)["return"] for each in methods if inspect.isfunction(each)]
+    found = {kind.__name__ for kind in set().union(*map(named_in, hints))}
+    assert found >= {"Explanation", "FlowDetails", "FlowFundamentals", "StateChange", "Statement"}
+    # What replies of the protocol have in common is nothing to make one of.
+    assert found - {"Result"} - set(qos2.__all__) == set()
 
 
 def test_the_methods_of_a_handle_are_these() -> None:

@@ -95,7 +95,7 @@ def test_strangers_have_no_answer() -> None:
 
 def test_what_is_too_short_has_no_answer(reflector: Reflector) -> None:
     with client() as sock:
-        refused(reflector, sock, bytes(43))
+        refused(reflector, sock, bytes(40))
     assert reflector.counters == {"too_short": 1}
 
 
@@ -105,6 +105,22 @@ def test_a_service_port_has_no_answer_for_a_reflector_may_be_there(reflector: Re
         sock.bind(("127.0.0.1", 862))
         refused(reflector, sock, pack_probe(1, 1, 44))
     assert reflector.counters == {"service_port": 1}
+
+
+def test_replies_have_no_answer_from_whatever_port(reflector: Reflector) -> None:
+    """Two reflectors would never stop, and one that nobody here wrote may be at any port."""
+    with client() as sock, closing(Reflector(ip_address("127.0.0.1"), 0)) as other:
+        reply = asked(other, sock, pack_probe(1, time.time_ns(), 44))
+        refused(reflector, sock, reply)
+    assert reflector.counters == {"is_reply": 1}
+
+
+def test_what_went_to_many_has_no_answer(reflector: Reflector) -> None:
+    with client() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.sendto(pack_probe(1, 1, 44), ("127.255.255.255", reflector.port))
+        refused(reflector, sock, b"")  # and nothing of this has one
+    assert reflector.counters == {"not_unicast": 1, "too_short": 1}
 
 
 def test_a_source_has_a_rate_and_others_their_own() -> None:
@@ -149,6 +165,23 @@ class TestCommand:
             assert process.stdout.readline() == "reflected=1\n"
             assert process.wait(10) == 0
         finally:
+            end(process)
+
+    def test_it_bears_being_asked_all_the_time(self) -> None:
+        """On one processor it is asked again before it has done answering."""
+        processors = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(processors)})
+        process = self.start("--port", "0")
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("reflecting")
+            for _ in range(5_000):
+                process.send_signal(signal.SIGUSR1)
+                assert process.stdout.readline() == "nothing yet\n"
+            process.terminate()
+            assert (*process.communicate(timeout=20), process.returncode) == ("nothing yet\n", "", 0)
+        finally:
+            os.sched_setaffinity(0, processors)
             end(process)
 
     def test_where_it_cannot_listen_it_says_so(self, reflector: Reflector) -> None:

@@ -13,13 +13,31 @@ import pytest
 
 from qos2.core.rules import Deniable, Limits, Rules
 from qos2.errors import NetworkBusy, Retry
-from qos2.model import Bandwidth, FlowFundamentals
+from qos2.model import Bandwidth, FlowFundamentals, Method, Quality, Statement
 from qos2.server import QUEUED_REPLIES
 from unit.server_stage import PEER, RawClient, Stage, add, refusal, staged, udp, udp6_only
 
 HOST = PEER[0]
-KNOWN = FlowFundamentals(Bandwidth(10_000_000), Bandwidth(4_000_000), 900)
-TOLD = {"result": "fundamentals", "bottleneck": 10_000_000, "available": 4_000_000, "rtt_us": 900, "statements": {}}
+KNOWN = FlowFundamentals(
+    Bandwidth(10_000_000),
+    rtt_us=900,
+    statements={
+        "bottleneck": Statement(10_000_000, Quality.MEASURED, Method.TRAIN, 0.5),
+        "available": Statement(4_000_000, Quality.LOWER_BOUND, Method.TCP, 61.0),
+        "rtt": Statement(900, Quality.MEASURED, Method.PROBE, 0.0),
+    },
+)
+TOLD = {
+    "result": "fundamentals",
+    "bottleneck": 10_000_000,
+    "available": None,
+    "rtt_us": 900,
+    "statements": {
+        "bottleneck": {"value": 10_000_000, "quality": "measured", "method": "train", "age_s": 0.5},
+        "available": {"value": 4_000_000, "quality": "lower_bound", "method": "tcp", "age_s": 61.0},
+        "rtt": {"value": 900, "quality": "measured", "method": "probe", "age_s": 0.0},
+    },
+}
 
 
 def adaptive(client: RawClient, sock: socket.socket) -> int:
@@ -321,6 +339,7 @@ def test_denied_calls_say_so() -> None:
     with staged(rules=rules) as stage, stage.connection() as client, udp(PEER) as sock:
         flow = adaptive(client, sock)
         assert refusal(client.ask(op="notify", flow=flow, condition=0)) == ("denied_by_policy", 1260)
+        assert refusal(client.ask(op="report", flow=flow, loss=0)) == ("denied_by_policy", 1260)
         assert refusal(client.ask(op="set_rate", flow=flow, bandwidth=64_000)) == ("denied_by_policy", 1260)
         assert client.ask(op="set_traffic_type", flow=flow, traffic_type=1) == {"result": "done"}
 

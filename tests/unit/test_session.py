@@ -175,7 +175,7 @@ def test_rate_0_takes_the_contract_and_the_marking_away(stage: Stage, client: Ra
         assert stage.call(lambda: stage.datapath.policies[flow].dscp) is None
 
 
-@pytest.mark.parametrize("op", ["remove_socket", "priority", "rate", "stats", "fundamentals"])
+@pytest.mark.parametrize("op", ["remove_socket", "priority", "rate", "stats", "fundamentals", "report", "explain"])
 @pytest.mark.parametrize("flow", [0, 1, 2**40, -1])
 def test_an_unknown_flow_is_not_found(client: RawClient, op: str, flow: int) -> None:
     assert refusal(client.ask(op=op, flow=flow)) == ("no_such_flow", 1168)
@@ -193,11 +193,15 @@ def test_a_flow_of_another_process_can_be_seen_but_not_changed(stage: Stage, cli
         flow = int(other.stdout.readline())
         assert refusal(client.ask(op="set_rate", flow=flow, bandwidth=64_000)) == ("no_such_flow", 1168)
         assert refusal(client.ask(op="remove_socket", flow=flow)) == ("no_such_flow", 1168)
+        assert refusal(client.ask(op="report", flow=flow, rtt_us=900)) == ("no_such_flow", 1168)
         assert client.ask(op="rate", flow=flow)["bandwidth"] == 0
+        unknown: dict[str, Any] = {"state": "unknown", "cause": None, "ago_s": 0.0, "evidence": {}}
+        assert client.ask(op="explain", flow=flow)["changes"] == [unknown]
         other.communicate()
         assert other.returncode == 0
     stage.settle()
-    assert refusal(client.ask(op="rate", flow=flow)) == ("no_such_flow", 1168)
+    for op in ("rate", "report", "explain"):
+        assert refusal(client.ask(op=op, flow=flow)) == ("no_such_flow", 1168)
 
 
 def test_a_raw_dscp_and_everybodys_flows_need_a_right(stage: Stage) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qos2.model import Destination
 from qos2.server import WAITING_DESCRIPTORS
 from qos2.sockets import peer_of, socket_facts
 from unit.server_stage import (
@@ -54,6 +55,58 @@ def test_the_facts_of_listening_and_accepted_sockets() -> None:
                 assert (facts.listening, str(facts.peer)) == (False, f"127.0.0.1:{sock.getsockname()[1]}")
     with udp6_only() as sock:
         assert socket_facts(sock.fileno()).v6only is True
+
+
+def ends(sock: socket.socket) -> tuple[Destination | None, Destination | None]:
+    """Its own end and the other one, as the daemon knows them."""
+    facts = socket_facts(sock.fileno())
+    return facts.local, facts.peer
+
+
+@pytest.mark.parametrize(
+    ("family", "at", "client_family", "to", "address"),
+    [
+        (socket.AF_INET, "127.0.0.1", socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET, "127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::", socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::", socket.AF_INET6, "::1", "::1"),
+    ],
+    ids=["v4", "mapped client", "mapped server", "v6"],
+)
+def test_both_ends_of_a_tcp_connection_are_known(
+    family: int, at: str, client_family: int, to: str, address: str
+) -> None:
+    dual = family == socket.AF_INET6
+    if address == "::1" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("the kernel has no IPv6")
+    with (
+        socket.create_server((at, 0), family=family, dualstack_ipv6=dual) as listener,
+        socket.socket(client_family, socket.SOCK_STREAM) as sock,
+    ):
+        port = listener.getsockname()[1]
+        assert ends(sock) == (None, None)
+        sock.connect((to, port))
+        accepted, _ = listener.accept()
+        with accepted:
+            own = Destination.parse(address, sock.getsockname()[1])
+            other = Destination.parse(address, port)
+            assert ends(sock) == (own, other)
+            assert ends(accepted) == (other, own)
+            assert ends(listener) == (None, None)
+            # Of a connection that the other side has reset, nothing is left.
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        assert ends(sock) == (None, None)
+
+
+def test_only_of_tcp_connections_the_own_end_is_asked() -> None:
+    with udp() as unbound, udp(PEER) as connected, socket.socket() as bound:
+        assert ends(unbound) == (None, None)
+        # What identifies a TCP flow to the kernel is of no use for UDP, and costs a system call.
+        assert ends(connected) == (None, Destination.parse(*PEER))
+        bound.bind(("127.0.0.1", 0))
+        assert ends(bound) == (None, None)
 
 
 def test_the_peer_of_a_connection_is_told_by_the_kernel() -> None:

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qos2.wire import stamp
-from qos2.wire.stamp import BASE_BYTES, Reflected, ns_of_ntp, ntp_of_ns, pack_probe, reflect, unpack_reflected
+from qos2.wire.stamp import (
+    LEAST_BYTES,
+    Reflected,
+    is_reflected,
+    ns_of_ntp,
+    ntp_of_ns,
+    pack_probe,
+    reflect,
+    unpack_reflected,
+)
 
 SENT_NS = 1_800_000_000_123_456_789
 SECONDS = 1_800_000_000 + 2_208_988_800
@@ -87,10 +96,16 @@ class TestReflector:
         assert reply is not None
         assert reply[14:16] == b"\xab\xcd"
 
-    @given(st.binary(max_size=400), st.integers(0, 63))
-    def test_a_reply_is_as_long_as_its_request(self, request: bytes, dscp: int) -> None:
-        reply = self.reply(request, dscp=dscp)
-        assert (None if reply is None else len(reply)) == (None if len(request) < BASE_BYTES else len(request))
+    @given(st.binary(max_size=400), st.integers(0, 63), st.integers(0, 3))
+    def test_a_reply_is_as_long_as_its_request(self, request: bytes, dscp: int, ecn: int) -> None:
+        reply = self.reply(request, dscp=dscp, ecn=ecn)
+        assert (None if reply is None else len(reply)) == (None if len(request) < LEAST_BYTES else len(request))
+
+    def test_a_sender_of_twamp_light_may_pad_no_more_than_its_reply_needs(self) -> None:
+        request = pack_probe(7, SENT_NS, 44)
+        whole = self.reply(request)
+        assert whole is not None
+        assert self.reply(request[:41]) == whole[:41]
 
     @pytest.mark.parametrize(
         ("request_tlvs", "reply_tlvs"),
@@ -98,19 +113,21 @@ class TestReflector:
             (b"\x80\x01\0\x02ab", b"\0\x01\0\x02ab"),  # extra padding, known
             (b"\x80\xf0\0\x02ab", b"\x80\xf0\0\x02ab"),  # private use, not known
             (b"\x80\x01\0\x09ab", b"\x40\x01\0\x09ab"),  # longer than the packet
+            (b"\x80\xf0\0\x09ab", b"\xc0\xf0\0\x09ab"),  # and not known besides
             (b"\x80\xf0\0\x01x\x80\x01\0\0", b"\x80\xf0\0\x01x\0\x01\0\0"),  # one after the other
             (b"\x80\x01\0\0\x80\x02", b"\0\x01\0\0\x80\x02"),  # the rest of one
-            (b"\x80\x04\0\x04\xb8\0\0\0", b"\0\x04\0\x04\xba\xe0\0\0"),  # class of service: arrived with 46
+            (b"\x80\x04\0\x04\xb8\0\0\0", b"\0\x04\0\x04\xba\xe4\0\0"),  # class of service: 46, arrived with 46
+            (b"\x80\x04\0\x04\x28\0\0\0", b"\0\x04\0\x04\x2a\xe5\0\0"),  # 10, and that is not obeyed
             (b"\x80\x04\0\x02\xb8\0", b"\x40\x04\0\x02\xb8\0"),
             (bytes(9), bytes(9)),
         ],
     )
     def test_tlvs(self, request_tlvs: bytes, reply_tlvs: bytes) -> None:
-        reply = self.reply(pack_probe(7, SENT_NS, 44) + request_tlvs, dscp=46)
+        reply = self.reply(pack_probe(7, SENT_NS, 44) + request_tlvs, dscp=46, ecn=1)
         assert reply is not None
         assert reply[44:] == reply_tlvs
 
-    @pytest.mark.parametrize("request_", [b"", bytes(43)])
+    @pytest.mark.parametrize("request_", [b"", bytes(40)])
     def test_what_is_no_test_packet_has_no_reply(self, request_: bytes) -> None:
         assert self.reply(request_) is None
 
@@ -138,12 +155,33 @@ class TestReflected:
             7, 7, SENT_NS, 1_800_000_001_000_000_400, 1_800_000_001_000_000_500
         )
 
-    def test_one_of_twamp_light_is_shorter(self) -> None:
+    @pytest.mark.parametrize("size", [38, 41])
+    def test_one_of_twamp_light_is_shorter(self, size: int) -> None:
         reply = reflect(pack_probe(7, SENT_NS, 44), reached_ns=SENT_NS, returned_ns=SENT_NS, ttl=1)
         assert reply is not None
-        assert unpack_reflected(reply[:41]) == Reflected(7, 7, SENT_NS, SENT_NS, SENT_NS)
-        with pytest.raises(ValueError, match="40 bytes"):
-            unpack_reflected(reply[:40])
+        assert unpack_reflected(reply[:size]) == Reflected(7, 7, SENT_NS, SENT_NS, SENT_NS)
+        with pytest.raises(ValueError, match="37 bytes"):
+            unpack_reflected(reply[:37])
+
+
+class TestWhatIsAReply:
+    def test_replies_are_told_from_requests(self) -> None:
+        request = pack_probe(7, SENT_NS, 60)
+        reply = reflect(request, reached_ns=SENT_NS, returned_ns=SENT_NS + 5_000_000_000, ttl=1)
+        assert reply is not None
+        assert (is_reflected(request), is_reflected(reply), is_reflected(reply[:38])) == (False, True, True)
+        assert not is_reflected(reply[:37])
+
+    def test_whatever_a_reflector_answers_is_no_request(self) -> None:
+        """Also where its clock was set back meanwhile, and where the seconds of NTP begin anew (2036)."""
+        for returned_ns in (SENT_NS - 3_000_000_000, 2_085_978_496_000_000_000):
+            reply = reflect(pack_probe(7, 1, 44), reached_ns=returned_ns - 1, returned_ns=returned_ns, ttl=1)
+            assert reply is not None
+            assert is_reflected(reply)
+
+    @pytest.mark.parametrize("padding", [b"\0", b"\xff", b"\x55"])
+    def test_a_senders_padding_is_none(self, padding: bytes) -> None:
+        assert not is_reflected(pack_probe(7, SENT_NS, 44)[:14] + padding * 30)
 
 
 def test_scapy_reads_the_same() -> None:

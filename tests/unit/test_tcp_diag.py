@@ -16,6 +16,7 @@ from qos2.sockets import socket_facts
 FIELDS = {
     "state": (0, "B"),
     "mss": (16, "I"),
+    "sacked": (28, "I"),
     "rtt_us": (68, "I"),
     "cwnd": (80, "I"),
     "retransmits": (100, "I"),

@@ -191,3 +191,9 @@ def test_the_round_trip_is_that_of_the_first_packet_without_the_reflectors_time(
     plan = ProbePlan(ProbeKind.BURST, 3, 1400)
     assert trains.rtt_us(outcome_of(plan, [None, (0, 700), (0, 900)])) == 1700
     assert trains.rtt_us(outcome_of(plan, [None, None, None])) is None
+
+
+def test_of_single_probes_the_least_round_trip_counts() -> None:
+    plan = ProbePlan(ProbeKind.SINGLE, 2, 92)
+    assert trains.rtt_us(outcome_of(plan, [(0, 900), (0, 700)])) == 1700
+    assert trains.rtt_us(outcome_of(plan, [(0, 900), None])) == 1900

@@ -6,8 +6,9 @@
 #
 #   tests/vm/boot.sh [KERNEL [PYTEST...]]
 #
-# KERNEL is a package, as linux-image-6.12-amd64 (default: the distribution's own), PYTEST by default
-# tests/datapath and tests/vm. Status 99: the machine died or took longer than QOS_VM_SECONDS (default 3600).
+# KERNEL is a package, as linux-image-6.12-amd64, or a version, as 6.1 (default: the distribution's own). PYTEST is
+# by default what only such a kernel can show; with KVM also tests/datapath, for which emulation takes too long.
+# Status 99: the machine died or took longer than QOS_VM_SECONDS (default 3600).
 # What pytest, the console and the kernel said stays in .cache/vm/RELEASE/run.
 
 set -euo pipefail
@@ -37,6 +38,16 @@ ensure_virtme() {
     "$CACHE/virtme/bin/pip" install --quiet "$VIRTME"
 }
 
+# The newest package of a version, as 6.1; of anything else itself.
+package_of() {
+    local version=${1//./\\.} newest=
+    if [[ $1 =~ ^[0-9]+\.[0-9]+$ ]]; then
+        newest=$(apt-cache pkgnames "linux-image-$1" |
+            grep -E "^linux-image-$version(\.[0-9]+)*(-[0-9]+|\+[a-z0-9]+)?-(amd64|generic)\$" | sort -V | tail -n 1) || true
+    fi
+    echo "${newest:-$1}"
+}
+
 # The release (as uname -r says it) of a kernel package, which may be one that only depends on the newest.
 release_of() {
     local package=$1 real
@@ -61,12 +72,21 @@ ensure_kernel() {
     touch "$folder/complete"
 }
 
-# A processor that emulation is quick with, and that numpy accepts (x86-64-v2, no wider vector units).
 # /dev/kvm alone says little: in many containers and machines it is there and its guests hang.
-machine_options() {
-    if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
-        return
+have_kvm() { [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; }
+
+default_tests() {
+    printf '%s\n' tests/lab/test_netem.py tests/vm
+    if have_kvm; then
+        echo tests/datapath
+    else
+        echo "==> not asked for, and left out under emulation: tests/datapath" >&2
     fi
+}
+
+# A processor that emulation is quick with, and that numpy accepts (x86-64-v2, no wider vector units).
+machine_options() {
+    have_kvm && return
     echo "==> no usable KVM here: the processor is emulated, 20 to 30 times slower" >&2
     printf '%s\n' --disable-kvm --qemu-opts="-cpu Nehalem" --append "tsc=reliable clocksource=tsc"
 }
@@ -98,12 +118,15 @@ search_path() {
 }
 
 main() {
-    local release run options follower machine
+    local release run options tests follower machine
     require
     mkdir -p "$CACHE"
-    release=$(release_of "${1:-linux-image-amd64}")
+    release=$(release_of "$(package_of "${1:-linux-image-amd64}")")
     shift || true
-    (($#)) || set -- tests/datapath tests/vm
+    if (($# == 0)); then
+        mapfile -t tests < <(default_tests)
+        set -- "${tests[@]}"
+    fi
     ensure_virtme
     ensure_kernel "$release"
 

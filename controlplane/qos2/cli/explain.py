@@ -12,7 +12,7 @@ from rich.text import Text
 from qos2.cli import evidence, render, statements
 from qos2.cli.ports import Client
 from qos2.errors import NetworkBusy, Retry
-from qos2.model import Cause, FlowFundamentals, FlowState, Method, Quality, Shaping
+from qos2.model import Cause, DeviceStatus, FlowFundamentals, FlowState, Method, Quality, Shaping
 from qos2.wire.protocol import Explanation, FlowDetails
 
 _STATES = {
@@ -67,6 +67,7 @@ def document(flow: FlowDetails, explanation: Explanation) -> dict[str, Any]:
         "bandwidth": flow.bandwidth or None,
         "estimates": None if explanation.estimates is None else asdict(explanation.estimates),
         "admits": admits(flow, explanation.estimates),
+        "device": None if explanation.device is None else asdict(explanation.device),
         "changes": [
             {
                 "state": change.state,
@@ -92,6 +93,8 @@ def sheet(flow: FlowDetails, explanation: Explanation) -> Table:
     made.add_row("why", _why(explanation))
     made.add_row("contract", _contract(flow, explanation))
     made.add_row("signals", _signals(flow, explanation))
+    if explanation.device is not None:
+        made.add_row("device", _device(explanation.device))
     for number, sentence in enumerate(_path(flow, explanation.estimates)):
         made.add_row("" if number else "path", sentence)
     made.add_row("admission", _admission(flow, explanation.estimates))
@@ -114,7 +117,37 @@ def _why(explanation: Explanation) -> str:
     if explanation.cause in _CAUSES:
         reason = _CAUSES[explanation.cause]
     numbers = evidence.phrase(explanation.evidence)
-    return f"{reason} When that was found: {numbers}." if numbers else reason
+    if numbers:
+        reason += f" When that was found: {numbers}."
+    if explanation.device is not None and waits_here(explanation, explanation.device):
+        reason += f" Most of that wait is on this host, in the queue of {render.printable(explanation.device.name)}."
+    return reason
+
+
+def waits_here(explanation: Explanation, device: DeviceStatus) -> bool:
+    """Whether a flow waits in queues, at least half of its queue delay in that of its own device.
+
+    Not where contracts hold packets back at that device: its backlog is theirs then, whose delay is not congestion.
+    """
+    if explanation.cause not in (Cause.QUEUE_DELAY, Cause.PROBE) or device.shaped_flows:
+        return False
+    queue_delay_us = explanation.signals.get("queue_delay_us", 0.0)
+    return 0.0 < queue_delay_us / 2 <= (device.wait_us or 0.0)
+
+
+def _device(device: DeviceStatus) -> str:
+    text = f"{render.printable(device.name)}. "
+    if device.load_bps is not None:
+        of = "" if device.speed_bps is None else f" of {render.bandwidth(device.speed_bps)}bit/s"
+        text += f"It sends {render.bandwidth(device.load_bps)}bit/s{of}. "
+    if device.backlog_packets:
+        wait = "" if device.wait_us is None else f", {render.milliseconds(device.wait_us)} at that load"
+        text += (
+            f"In its queue wait {device.backlog_packets} packets, {render.scaled(device.backlog_bytes or 0)}B{wait}. "
+        )
+    if device.qdisc_drops:
+        text += f"That queue has dropped {device.qdisc_drops} packets of whoever sent them."
+    return text.rstrip()
 
 
 def _contract(flow: FlowDetails, explanation: Explanation) -> str:

@@ -1,5 +1,6 @@
 """`qos2 reflector`: answers the probes of other hosts, in the foreground. Needs no daemon."""
 
+import os
 import select
 import signal
 from argparse import ArgumentTypeError, Namespace
@@ -57,40 +58,49 @@ def execute(arguments: Namespace) -> int:
             made = Reflector(each, arguments.port, allowed=allowed, packets_per_s=arguments.rate)
             reflectors.append(stack.enter_context(closing(made)))
         ports = ", ".join(f"{each.address} port {each.port}" for each in reflectors)
-        print(f"reflecting STAMP at {ports} for {', '.join(map(str, allowed))}", flush=True)
-        with _told_by_signal(reflectors):
-            _serve(reflectors)
+        with _told_by_signal(reflectors) as asked:
+            print(f"reflecting STAMP at {ports} for {', '.join(map(str, allowed))}", flush=True)
+            _serve(reflectors, asked)
     return 0
 
 
-def _serve(reflectors: Sequence[Reflector]) -> None:
+def _serve(reflectors: Sequence[Reflector], asked: int) -> None:
     poll = select.poll()
     by_descriptor = {each.fileno(): each for each in reflectors}
-    for descriptor in by_descriptor:
+    for descriptor in (asked, *by_descriptor):
         poll.register(descriptor, select.POLLIN)
     while True:
         for descriptor, _events in poll.poll():
-            by_descriptor[descriptor].reflect()
+            if descriptor == asked:
+                os.eventfd_read(asked)
+                _tell(reflectors)
+            else:
+                by_descriptor[descriptor].reflect()
 
 
 @contextmanager
-def _told_by_signal(reflectors: Sequence[Reflector]) -> Iterator[None]:
-    """SIGUSR1 prints the counters, SIGTERM ends as SIGINT does, and the end prints them too."""
+def _told_by_signal(reflectors: Sequence[Reflector]) -> Iterator[int]:
+    """SIGTERM ends as SIGINT does, and the end prints the counters; SIGUSR1, to ask for them, makes this readable.
+
+    Nothing is printed by a handler, which the next signal would interrupt, and so on without end.
+    """
+    asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, end),
-        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda _number, _frame: _tell(reflectors)),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda _number, _frame: os.eventfd_write(asked, 1)),
     }
     try:
-        yield
+        yield asked
     except KeyboardInterrupt:
         _tell(reflectors)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(asked)
 
 
 def _tell(reflectors: Sequence[Reflector]) -> None:

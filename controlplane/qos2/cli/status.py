@@ -1,4 +1,4 @@
-"""`qos2 status`: the daemon, its devices and how they shape and why, the kernel, and what is wrong."""
+"""`qos2 status`: the daemon, its devices, how they shape and why, what they carry, the kernel, and what is wrong."""
 
 from argparse import Namespace
 from typing import Any
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qos2.cli import render
 from qos2.cli.ports import Client
-from qos2.model import DatapathStatus
+from qos2.model import DatapathStatus, DeviceStatus
 from qos2.wire.protocol import StatusReport
 
 
@@ -46,6 +46,7 @@ def status_page(report: StatusReport) -> Group:
         Text(f"flows {report.flows} of {report.max_flows}, handles {report.handles}, orphaned flows {report.orphans}"),
         Text(),
         _devices(datapath),
+        *_loads(datapath),
         *_features(datapath),
         *_counters(datapath),
         *_problems(datapath),
@@ -56,14 +57,48 @@ def status_page(report: StatusReport) -> Group:
 def _devices(datapath: DatapathStatus) -> RenderableType:
     if not datapath.devices:
         return Text("no devices attached: no packet is marked or counted", style="red")
-    namespaces = {device.netns_cookie for device in datapath.devices}
+    names = _names(datapath)
     made = render.grid("DEVICE HOOK SHAPER SHAPED", figures="SHAPED").table()
     made.add_column("WHY THIS SHAPER", overflow="fold")
-    for device in datapath.devices:
-        # Names repeat across namespaces; the cookie tells them apart, and is noise where there is but one.
-        where = device.name if len(namespaces) == 1 else f"{device.name} (netns {device.netns_cookie})"
-        made.add_row(where, device.hook, device.shaper.value, str(device.shaped_flows), device.why)
+    for name, device in zip(names, datapath.devices, strict=True):
+        made.add_row(name, device.hook, device.shaper.value, str(device.shaped_flows), device.why)
     return made
+
+
+def _loads(datapath: DatapathStatus) -> list[RenderableType]:
+    """What the devices carry, of those of which something is known."""
+    rows = [
+        (name, *_load(device))
+        for name, device in zip(_names(datapath), datapath.devices, strict=True)
+        if (device.speed_bps, device.load_bps, device.backlog_bytes, device.qdisc_drops) != (None,) * 4
+    ]
+    if not rows:
+        return []
+    columns = "SPEED LOAD USED BACKLOG PACKETS DROPPED"
+    made = render.grid(f"DEVICE {columns}", figures=columns)
+    made.rows.extend(rows)
+    return [
+        Text("\nLoad of the devices: bit/s; bytes and packets that wait; packets dropped", style="bold"),
+        made.table(),
+    ]
+
+
+def _load(device: DeviceStatus) -> tuple[str | Text, ...]:
+    used = device.load_bps / device.speed_bps if device.speed_bps and device.load_bps is not None else None
+    return (
+        "-" if device.speed_bps is None else render.bandwidth(device.speed_bps),
+        "-" if device.load_bps is None else render.bandwidth(device.load_bps),
+        "-" if used is None else render.share(used),
+        "-" if device.backlog_bytes is None else render.scaled(device.backlog_bytes),
+        "-" if device.backlog_packets is None else render.scaled(device.backlog_packets),
+        "-" if device.qdisc_drops is None else render.alarming(str(device.qdisc_drops), "yellow"),
+    )
+
+
+def _names(datapath: DatapathStatus) -> list[str]:
+    # Names repeat across namespaces; the cookie tells them apart, and is noise where there is but one.
+    several = len({device.netns_cookie for device in datapath.devices}) > 1
+    return [f"{each.name} (netns {each.netns_cookie})" if several else each.name for each in datapath.devices]
 
 
 def _features(datapath: DatapathStatus) -> list[RenderableType]:

@@ -45,6 +45,8 @@ class ModelLimits:
     #: Two bursts that agree this closely, and differ from those before by `step_share`, mean a new capacity.
     agree_share: float = 0.15
     step_share: float = 0.2
+    #: A train that was not held back, and what was carried beside it, were this much above the capacity: it has grown.
+    grown_share: float = 0.08
     #: Trains sample cross traffic for some ms each, so several are averaged; weights fall by 1/e in this time.
     spare_decay_s: float = 3.0
     spare_samples: int = 16
@@ -148,6 +150,7 @@ class _Trains:
         self._bursts: deque[tuple[float, int, trains.Burst]] = deque(maxlen=limits.bursts)  # when, packets
         self._dropped: deque[tuple[float, trains.Paced]] = deque(maxlen=limits.spare_samples)
         self._paced: deque[tuple[float, trains.Paced, float]] = deque(maxlen=limits.spare_samples)  # ..., carried
+        self._grown = False  # the last paced train passed as no way of this capacity lets one pass
 
     @property
     def head(self) -> int:
@@ -161,6 +164,8 @@ class _Trains:
             capacity = self.capacity()
             paced = trains.paced(outcome, None if capacity is None else capacity.value, self.head)
             if paced is not None:
+                most = math.inf if capacity is None else (1 + self._limits.grown_share) * capacity.value
+                self._grown = not paced.held and paced.rate + carried > most
                 self._paced.append((outcome.ended_s, paced, carried))
                 if paced.lossy:
                     self._dropped.append((outcome.ended_s, paced))
@@ -186,14 +191,21 @@ class _Trains:
             self._paced.clear()
         before = [earlier.capacity for _at, _count, earlier in self._bursts]
         self._bursts.append((outcome.ended_s, outcome.plan.count, burst))
+        grown, self._grown = self._grown, False
         if len(before) < 2:
             return
         last, usual = before[-1], median(before[:-1])
         agree = abs(burst.capacity - last) <= limits.agree_share * last
-        if agree and all(abs(each - usual) > limits.step_share * usual for each in (last, burst.capacity)):
-            while len(self._bursts) > 2:
-                self._bursts.popleft()
-            self._paced.clear()  # what they said was relative to the old capacity
+        if grown and burst.capacity > (1 + limits.step_share) * median(before):
+            self._keep_bursts(1)
+        elif agree and all(abs(each - usual) > limits.step_share * usual for each in (last, burst.capacity)):
+            self._keep_bursts(2)
+
+    def _keep_bursts(self, newest: int) -> None:
+        """The capacity is another one now, and what paced trains said was relative to the old one."""
+        while len(self._bursts) > newest:
+            self._bursts.popleft()
+        self._paced.clear()
 
     def capacity(self) -> _Rate | None:
         if self._bursts:

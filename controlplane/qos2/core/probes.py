@@ -9,7 +9,7 @@ MAX_TRAIN = 20
 
 
 class ProbeKind(StrEnum):
-    SINGLE = "single"  #: one packet, the first time two: round trip time, loss, and whether there is a reflector at all
+    SINGLE = "single"  #: one packet, or two: round trip time, loss, and whether there is a reflector at all
     BURST = "burst"  #: back to back: the bottleneck spreads them out
     PACED = "paced"  #: at `rate`: what else the bottleneck carries spreads them out further
 
@@ -21,7 +21,7 @@ class ProbePlan:
     kind: ProbeKind
     count: int
     ip_bytes: int
-    rate: int = 0  #: bits/s at IP level, of PACED
+    rate: int = 0  #: bits/s at IP level, of PACED and of two SINGLE ones; 0: back to back
 
     @property
     def bytes(self) -> int:

@@ -55,13 +55,17 @@ GROWN_SHARE = 1.08
 #: Single probes: while a condition is waited for (the detector's window), and otherwise.
 CONDITION_S = 0.1
 TRACKING_S = 1.0
+#: Where they cost no more than this share of the budget, two at a time for a condition, the second so much later: what
+#: both have met is no chance, and a window is enough to know it.
+PAIR_SHARE = 1 / 3
+PAIR_S = 0.04
 #: A burst and a paced train so often while nobody asks: well within the model's 30 s.
 TRACKING_TRAINS_S = 12.0
 #: So many packets at once ask whether there is a reflector: one alone may be lost to address resolution.
 HELLOS = 2
 BACK_OFF_S = (1.0, 60.0)
 #: Plans of which nothing came back, one after another, before the reflector counts as gone.
-SILENT_PLANS = 6
+SILENT_PLANS = 10
 #: Trains of which nothing came back while single probes did, before smaller packets are tried.
 LOST_TRAINS = 2
 #: When a reflector has answered for so long, nothing more is to be expected soon, whatever came of its trains.
@@ -85,6 +89,9 @@ class Demand(IntEnum):
     FRESH = 3  #: for a new measurement
 
 
+_HELLO = ProbePlan(ProbeKind.SINGLE, HELLOS, SINGLE_BYTES)
+
+
 class Probing:
     """The plan for one host. `next` is asked about ten times a second."""
 
@@ -101,9 +108,11 @@ class Probing:
         self._size = 0  #: index into TRAIN_BYTES
         self._capacity: float | None = None
         self._earning: deque[float] = deque(maxlen=EARNING_TRAINS)
-        self._spare: float | None = None  #: as far as trains have shown by now
+        self._obtainable: float | None = None  #: what was spare by trains, and what our flows were carried at meanwhile
+        self._carried = 0.0
         self._heads: deque[int] = deque(maxlen=5)
         self._policed = False
+        self._suspected = False  #: the last burst looked policed
         self._whole = 0  #: packets of the longest burst of which next to nothing was lost
         self._search_rate = float(SEARCH_RATE)
         self._bursts = self._paced = self._trains = 0
@@ -114,6 +123,7 @@ class Probing:
         self._train_s = float("-inf")
         self._burst_s = float("-inf")
         self._answered_s: float | None = None  #: since when a reflector answers
+        self._heard_s = float("-inf")  #: when the last plan was begun of which something came back
 
     @property
     def reflector(self) -> bool | None:
@@ -141,13 +151,16 @@ class Probing:
         self._wanted = deque((ProbeKind.BURST, ProbeKind.PACED))
 
     def next(self, now_s: float, *, demand: Demand, train: bool = True) -> ProbePlan | None:
-        """What to send now; None: nothing. What is returned is taken to be sent. `train`: whether it may be one."""
+        """What to send now; None: nothing. `train`: whether it may be one.
+
+        What is returned is taken to be sent, unless `unsent` is told.
+        """
         self._earn(now_s)
         if self._reflector is not True:
             if now_s < self._hello_s:
                 return None
             self._hello_s = now_s + self._back_off_s
-            return self._spend(ProbePlan(ProbeKind.SINGLE, HELLOS, SINGLE_BYTES))
+            return self._spend(_HELLO)
         if self._silent:  # of a train nothing came back: is the reflector still there?
             return self._single(now_s, CONDITION_S)
         plan = self._next_train(now_s, demand) if train else None
@@ -158,17 +171,30 @@ class Probing:
             return self._spend(plan)
         return self._single(now_s, CONDITION_S if demand >= Demand.CONDITION else TRACKING_S)
 
-    def heard(self, outcome: ProbeOutcome, capacity: float | None) -> None:
-        """What came of a plan; `capacity` in bits/s as it is known with this, None: not."""
+    def unsent(self, plan: ProbePlan) -> None:
+        """What `next` returned last could not be sent: it costs nothing, and is due again after its usual time."""
+        self._tokens = min(CREDIT_BYTES, self._tokens + plan.bytes)
+
+    def heard(self, outcome: ProbeOutcome, capacity: float | None, carried: float = 0.0) -> None:
+        """What came of a plan; `capacity` in bits/s as it is known with this, None: not.
+
+        `carried` in bits/s is what our own flows sent this way meanwhile: a change of that is no surprise.
+        """
+        self._carried = carried
         train = outcome.plan.kind is not ProbeKind.SINGLE
         if capacity is None or self._capacity is None or abs(capacity - self._capacity) > SURPRISE_SHARE * capacity:
-            self._spare = None  # it was what the former capacity had left over
+            self._obtainable = None  # it was of the former capacity
+            self._earning.clear()
         self._capacity = capacity
         if train and capacity is not None:
             self._earning.append(capacity)
         if outcome.answered:
+            self._heard_s = max(self._heard_s, outcome.begun_s)
             self._answered(train)
-        else:
+        elif self._reflector is not True:
+            if outcome.plan == _HELLO:  # others were under way when the reflector fell silent
+                self._unwelcome()
+        elif train or outcome.begun_s >= self._heard_s:  # what a later one has overtaken was lost in a full queue
             self._unanswered(train)
         if not train:
             return
@@ -191,14 +217,16 @@ class Probing:
         if train:
             self._lost_trains = 0
 
+    def _unwelcome(self) -> None:
+        """There is no reflector, or none yet: asked again later each time."""
+        self._reflector = False
+        if self._last_s is not None:
+            self._hello_s = self._last_s + self._back_off_s
+        self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
+
     def _unanswered(self, train: bool) -> None:
         self._silent += 1
-        if self._reflector is not True:
-            self._reflector = False
-            if self._last_s is not None:
-                self._hello_s = self._last_s + self._back_off_s
-            self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
-        elif self._silent >= SILENT_PLANS:
+        if self._silent >= SILENT_PLANS:
             self._reflector = False
             self._wanted.clear()
         elif train:
@@ -210,7 +238,10 @@ class Probing:
     def _heard_burst(self, outcome: ProbeOutcome) -> None:
         policed = trains.policed(outcome)
         # A bucket that let a longer burst pass is no bucket: then it was a full queue that lost these.
-        self._policed = policed and self._whole <= outcome.answered
+        policed = policed and self._whole <= outcome.answered
+        # Where bursts have passed whole before, one alone may still have met a full queue.
+        self._policed = policed and (self._whole == 0 or self._suspected)
+        self._suspected = policed
         burst = None if policed else trains.burst(outcome)
         if burst is not None:
             self._bursts += 1
@@ -234,18 +265,18 @@ class Probing:
         if paced is None or self._capacity is None:
             return
         self._paced += 1
-        spare = min(self._capacity, max(0.0, paced.spare(self._capacity)))
-        before = self._spare
+        obtainable = min(self._capacity, max(0.0, paced.spare(self._capacity)) + self._carried)
+        before = self._obtainable
         if not paced.held:
-            self._spare = self._capacity  # as far as was seen: the next train tells
+            self._obtainable = self._capacity  # as far as was seen: the next train tells
         else:
-            self._spare = spare if before is None else (spare + before) / 2
-        changed = before is not None and abs(spare - before) > SURPRISE_SHARE * self._capacity
-        surprise = changed or (not paced.held and paced.rate > GROWN_SHARE * self._capacity)
+            self._obtainable = obtainable if before is None else (obtainable + before) / 2
+        changed = before is not None and abs(obtainable - before) > SURPRISE_SHARE * self._capacity
+        surprise = changed or (not paced.held and paced.rate + self._carried > GROWN_SHARE * self._capacity)
         if surprise and not (self._surprised or self._policed or self._wanted):
             # Others have begun or ended, or the capacity is another one: a burst tells.
             self._wanted.extend((ProbeKind.BURST, ProbeKind.PACED))
-            self._spare = spare
+            self._obtainable = obtainable
         self._surprised = surprise
 
     def _search(self, outcome: ProbeOutcome, paced: trains.Paced | None) -> None:
@@ -263,7 +294,11 @@ class Probing:
         if now_s - self._single_s < period_s - 0.01 or self._tokens < SINGLE_BYTES:
             return None
         self._single_s = now_s
-        return self._spend(ProbePlan(ProbeKind.SINGLE, 1, SINGLE_BYTES))
+        pair = ProbePlan(ProbeKind.SINGLE, 2, SINGLE_BYTES, round(SINGLE_BYTES * 8 / PAIR_S))
+        affordable = pair.bytes / period_s <= PAIR_SHARE * self._earned_per_s
+        return self._spend(
+            pair if affordable and period_s == CONDITION_S else ProbePlan(ProbeKind.SINGLE, 1, SINGLE_BYTES)
+        )
 
     def _next_train(self, now_s: float, demand: Demand) -> ProbePlan | None:
         kind, reserve = self._next_kind(now_s, demand)
@@ -302,13 +337,15 @@ class Probing:
             rate = min(self._search_rate, MAX_PACED_RATE)
             return ProbePlan(ProbeKind.PACED, MAX_TRAIN, TRAIN_BYTES[self._size], round(rate))
         size = self._train_bytes(capacity)
-        spare = capacity if self._spare is None else self._spare
+        spare = max(0.0, (capacity if self._obtainable is None else self._obtainable) - self._carried)
         if self._policed:
             rate = capacity * POLICED_FACTORS[self._trains % len(POLICED_FACTORS)]
             return ProbePlan(ProbeKind.PACED, MAX_TRAIN, size, round(min(rate, MAX_PACED_RATE)))
         if self._head >= 2:
             # A bucket must run dry early in the train, by this train: half of what is sent must be too much, or more.
             rate = capacity * (2 if self._head <= MAX_TRAIN // 3 else 4)
+        elif self._head == 1:
+            rate = capacity * PACED_SHARE
         else:
             rate = (PACED_SHARE * capacity + spare) / 2
         rate = min(rate, MAX_PACED_RATE)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from qos2.core.probes import ProbeOutcome, ProbePacket
+from qos2.core.probes import ProbeKind, ProbeOutcome, ProbePacket
 
 #: A slope over fewer packets is more noise than slope.
 MIN_SLOPE_PACKETS = 4
@@ -134,15 +134,18 @@ def paced(outcome: ProbeOutcome, capacity: float | None, head: int = 0) -> Paced
 
 
 def rtt_us(outcome: ProbeOutcome) -> int | None:
-    """The round trip time of the first packet that came back, without the reflector's own time; None: none did.
+    """The round trip time of the packets that came back, without the reflector's own time; None: none did.
 
-    Only the first has nothing of its own train before it.
+    The least of single ones; of a train that of the first, which alone has nothing of its own train before it.
     """
-    for packet in outcome.packets:
-        if packet is not None:
-            both_ns = packet.received_ns - packet.sent_ns - (packet.returned_ns - packet.reached_ns)
-            return max(1, both_ns // 1000)
-    return None
+    times_ns = [
+        packet.received_ns - packet.sent_ns - (packet.returned_ns - packet.reached_ns)
+        for packet in outcome.packets
+        if packet is not None
+    ]
+    if not times_ns:
+        return None
+    return max(1, (min(times_ns) if outcome.plan.kind is ProbeKind.SINGLE else times_ns[0]) // 1000)
 
 
 def _slope(times: list[int]) -> float:

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath import hook
+from qos2.datapath.deviceload import DeviceLoads, Sampled
 from qos2.datapath.links import Device, LinkWatch, Namespace
 from qos2.datapath.maps import open_pin
-from qos2.datapath.routes import reach
+from qos2.datapath.routes import device_index, reach
 from qos2.datapath.shapers import DeviceShaper, shaper_for
 from qos2.errors import DatapathError, DeviceGone, QosError
-from qos2.model import DeviceStatus, Reach, Shaper
+from qos2.model import DeviceStatus, Reach, RemoteHost, Shaper
 
 Result = TypeVar("Result")
 
@@ -74,6 +75,7 @@ class Devices:
         self._places: dict[int, _Place] = {}
         self._shaped: dict[int, tuple[int, frozenset[int]]] = {}  # minor -> bits/s, namespaces (empty: all)
         self.problems: dict[str, str] = {}
+        self.loads = DeviceLoads()
 
     def program(self, name: str, link: str = "ethernet") -> int:
         """The descriptor of a pinned program. Raises DatapathError where it cannot be compiled."""
@@ -148,6 +150,7 @@ class Devices:
         """Reads what a watch has to tell and attaches or lets go of devices accordingly."""
         place = self._places.get(cookie)
         if place is not None and place.watch.read_events():
+            self.loads.renew_speeds(cookie)
             self._refresh(place)
 
     def shape(self, minor: int, bandwidth: int, namespaces: frozenset[int]) -> None:
@@ -206,20 +209,38 @@ class Devices:
             if not place.own and cookie not in used:
                 self._close(cookie, place)
 
+    def sample(self) -> None:
+        """Once a second: what the attached devices carry, for status()."""
+        self.loads.sample(
+            {
+                cookie: Sampled(
+                    place.namespace.conversation,
+                    {index: attachment.device for index, attachment in place.attached.items()},
+                )
+                for cookie, place in self._places.items()
+            }
+        )
+
     def status(self) -> tuple[DeviceStatus, ...]:
+        """Every attached device, with its load at the last sample."""
         return tuple(
-            DeviceStatus(
-                name=attachment.device.name,
-                index=attachment.device.index,
-                netns_cookie=cookie,
-                hook=attachment.hook.kind,
-                shaper=attachment.shaper.kind,
-                why=attachment.shaper.why,
-                shaped_flows=attachment.shaper.flows,
-            )
+            self._status(cookie, attachment)
             for cookie, place in self._places.items()
             for attachment in place.attached.values()
         )
+
+    def way_out(self, host: RemoteHost) -> DeviceStatus | None:
+        """The device by which packets to a host leave now; None where that is not known, or not attached."""
+        place = self._places.get(host.netns_cookie)
+        if place is None:
+            return None
+        try:
+            index = device_index(place.namespace.conversation, host.address)
+        except QosError as error:  # what asks is to tell the rest all the same
+            _LOG.debug("device to %s: %s", host, error)
+            return None
+        attachment = None if index is None else place.attached.get(index)
+        return None if attachment is None else self._status(host.netns_cookie, attachment)
 
     def close(self) -> None:
         """Detaches from every device and puts its qdisc back."""
@@ -229,6 +250,23 @@ class Devices:
             for descriptor in programs.values():
                 os.close(descriptor)
         self._programs.clear()
+
+    def _status(self, cookie: int, attachment: _Attachment) -> DeviceStatus:
+        load = self.loads.of(cookie, attachment.device.index)
+        return DeviceStatus(
+            name=attachment.device.name,
+            index=attachment.device.index,
+            netns_cookie=cookie,
+            hook=attachment.hook.kind,
+            shaper=attachment.shaper.kind,
+            why=attachment.shaper.why,
+            shaped_flows=attachment.shaper.flows,
+            speed_bps=load.speed_bps,
+            load_bps=load.load_bps,
+            backlog_bytes=load.backlog_bytes,
+            backlog_packets=load.backlog_packets,
+            qdisc_drops=load.qdisc_drops,
+        )
 
     def _attachments(self) -> Iterator[_Attachment]:
         for place in self._places.values():

@@ -233,7 +233,7 @@ class KernelDatapath:
                 "cgroup2": cgroup_mount() is not None,
                 "netns_cookie": self.own_netns_cookie != 0,
             },
-            counters={name.label: counters[name] for name in abi.Counter},
+            counters={name.label: counters[name] for name in abi.Counter} | self.devices.loads.failures,
             events={kind.label: number for kind, number in self._events.items()},
             map_entries={
                 "policy": (self._flows.used, self.max_flows),
@@ -259,7 +259,8 @@ class KernelDatapath:
                 shaped.bytes, shaped.packets = octets, packets
 
     def idle(self) -> None:
-        """Once a second: queues' drops are read, qdiscs and namespaces that nobody needs go."""
+        """Once a second: devices and queues' drops are read, qdiscs and namespaces that nobody needs go."""
+        self.devices.sample()
         if self._shaped:
             self._drops = self.devices.drops()
             self._queue_drops[list(self._drops)] = list(self._drops.values())

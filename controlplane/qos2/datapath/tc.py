@@ -110,17 +110,20 @@ class TrafficControl:
 
     def root_qdisc(self) -> Qdisc:
         """The root with its leaves if it is mq; kind "noop" while the device is down and has none."""
-        found = self.qdiscs()
-        for root in found:
-            if root.parent == TC_H_ROOT:
-                leaves = tuple(q for q in found if q.parent != TC_H_ROOT and q.parent & 0xFFFF0000 == root.handle)
-                return root if root.kind != "mq" else _with_leaves(root, leaves)
+        # Of an htb the leaves are as many as its flows: only those of an mq are decoded.
+        found = [(_TCMSG.unpack_from(message.body)[3], message) for message in self._dumped(self._qdiscs_request())]
+        for parent, message in found:
+            if parent == TC_H_ROOT:
+                root = _qdisc(message)
+                if root.kind != "mq":
+                    return root
+                below = (each for parent, each in found if parent != TC_H_ROOT and parent & 0xFFFF0000 == root.handle)
+                return _with_leaves(root, tuple(map(_qdisc, below)))
         return Qdisc("noop", 0, TC_H_ROOT, is_default=True)
 
     def qdiscs(self) -> list[Qdisc]:
         """All of the device's qdiscs, clsact too."""
-        request = self._request(RTM_GETQDISC, "reading the qdiscs", 0, 0)
-        return [_qdisc(message) for message in self._dumped(request)]
+        return [_qdisc(message) for message in self._dumped(self._qdiscs_request())]
 
     def replace_qdisc(self, kind: str, *, parent: int, handle: int = 0, options: bytes = b"") -> None:
         """Place a qdisc at `parent` instead of what is there. What is queued in the old one is lost."""
@@ -219,6 +222,9 @@ class TrafficControl:
                 attrs=attribute(TCA_KIND, b"bpf\0"),
             )
         )
+
+    def _qdiscs_request(self) -> Request:
+        return self._request(RTM_GETQDISC, "reading the qdiscs", 0, 0)
 
     def _qdisc_request(
         self, kind: str, flags: int, parent: int, handle: int, options: bytes, *, nested: bool = True

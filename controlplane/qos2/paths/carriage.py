@@ -19,11 +19,14 @@ TCP_HEADERS = {4: 52, 6: 72}
 
 
 class Counters(NamedTuple):
-    """What the datapath has counted of a flow: bytes and packets at IP level, and those its contract held back."""
+    """What the datapath has counted of a flow: bytes and packets at IP level, and those its contract did not let go.
+
+    A contract delays what comes too early, or where nothing can be delayed drops it.
+    """
 
     bytes: int
     packets: int
-    delayed_packets: int
+    held_packets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,23 @@ class Carriage:
         sent = (counters.bytes - before.bytes) * 8 / interval_s
         if self._transport is not Transport.TCP or info is None or info_before is None:
             return Carried(sent, None, False)
-        acked = info.bytes_acked - info_before.bytes_acked
-        if acked < 0 or info.mss <= 0:
+        if info.bytes_acked < info_before.bytes_acked or info.mss <= 0:
             return Carried(sent, None, False)
+        # A path MTU that has shrunk meanwhile may have it go back by a little.
+        arrived = max(0, _arrived(info) - _arrived(info_before))
         whole = (info.mss + TCP_HEADERS[self._ip_version]) / info.mss
-        held_by_contract = counters.delayed_packets > before.delayed_packets
+        held_by_contract = counters.held_packets > before.held_packets
         limited = not held_by_contract and _network_limited(info_before, info, interval_s * 1e6)
-        return Carried(sent, acked * whole * 8 / interval_s, limited)
+        return Carried(sent, arrived * whole * 8 / interval_s, limited)
+
+
+def _arrived(info: TcpInfo) -> int:
+    """Bytes of payload at the receiver by now.
+
+    What was acknowledged alone stands still behind a hole, and when that is filled grows by all at once: in one
+    interval that would be many times what the path can carry.
+    """
+    return info.bytes_acked + info.sacked * info.mss
 
 
 def _network_limited(before: TcpInfo, now: TcpInfo, interval_us: float) -> bool:

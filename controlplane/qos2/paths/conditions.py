@@ -5,7 +5,8 @@ handed to the detector as it comes. Whether a flow could have more is a question
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from qos2.model import (
     Bandwidth,
     Cause,
     Condition,
+    DeviceStatus,
     Explanation,
     FlowId,
     FlowState,
@@ -29,27 +31,60 @@ from qos2.paths.estimates import MeasuredPaths
 
 #: Counters of the flows in these slots, in their order (SIGNALS).
 ReadSignals = Callable[[Slots], Signals]
+#: The device by which packets to a host leave, where it is known.
+WayOut = Callable[[RemoteHost], DeviceStatus | None]
 
 _UNCONGESTED = (FlowState.UNCONGESTED, FlowState.RATE_LIMITED)
 #: From this share on a report's loss says that the network was full.
 _FULL_LOSS = 0.01
 
 
+class _Counted(NamedTuple):
+    """What the datapath had counted of a flow when its application reported."""
+
+    at_s: float
+    packets: int
+    dropped: int  #: packets, by its own contract
+    bytes: int
+
+
+_BEGINNING = _Counted(0.0, 0, 0, 0)
+
+
 @dataclass(slots=True, eq=False)
 class _Judged:
-    """A flow of one socket, and what it had sent, and when, at its application's last report."""
+    """A flow of one socket."""
 
     flow: FlowId
     facts: SocketFacts
     host: RemoteHost | None
-    reported_s: float | None = None
-    reported_packets: int = 0
+    congested_s: float = float("-inf")  #: when congestion was last stated
+    reports: tuple[_Counted, _Counted] = (_BEGINNING, _BEGINNING)  #: the last but one, and the last
+
+    @property
+    def destination(self) -> RemoteHost | None:
+        """The host that it sends to, also of a flow without a path of its own."""
+        if self.host is not None or self.facts.peer is None or self.facts.peer.address is None:
+            return self.host
+        return RemoteHost(self.facts.peer.address, self.facts.netns_cookie)
 
 
 class JudgedFlows:
-    """Implements core.ports.Conditions. A flow that begins is taken up by the next step: many live shorter."""
+    """Implements core.ports.Conditions.
 
-    def __init__(self, detector: Detector, read: ReadSignals, paths: MeasuredPaths, clock: Callable[[], float]) -> None:
+    The detector hears of a flow that begins at the next step, or when there is something to tell of it: many live
+    shorter.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        read: ReadSignals,
+        paths: MeasuredPaths,
+        clock: Callable[[], float],
+        way_out: WayOut = lambda _host: None,
+    ) -> None:
+        self._way_out = way_out
         self._detector = detector
         self._read = read
         self._paths = paths
@@ -57,7 +92,7 @@ class JudgedFlows:
         self._flows: dict[int, _Judged] = {}  # by slot
         self._begun: set[int] = set()  # slots that the detector does not know yet
         self._slots: Slots = np.empty(0, np.intp)
-        self._ended = False
+        self._moved = False  # whether the detector knows others than `_slots`
         self._watched: dict[FlowId, RemoteHost] = {}
         self._watchers: dict[RemoteHost, set[FlowId]] = {}
         self._changed: dict[FlowId, None] = {}
@@ -76,16 +111,19 @@ class JudgedFlows:
             self._begun.discard(slot)
         else:
             self._detector.end(slot)
-            self._ended = True
+            self._moved = True
 
     def report(self, flow: FlowId, report: PathReport) -> None:
         judged = self._find(flow)
         if judged is None:
             raise NotSupported(f"flow {flow} is not judged", "it has several sockets, or one that listens")
-        now_s, packets = self._clock(), int(self.signals([flow])["packets"][0])
-        sent, judged.reported_packets = packets - judged.reported_packets, packets
-        before_s, judged.reported_s = judged.reported_s, now_s
-        lost = 0 if report.loss is None else round(sent * report.loss)
+        signals = self.signals([flow])[0]
+        now = _Counted(self._clock(), *(int(signals[name]) for name in ("packets", "dropped_packets", "bytes")))
+        earlier, last = judged.reports
+        judged.reports = last, now
+        sent, dropped = now.packets - last.packets, now.dropped - last.dropped
+        # To the application what its own contract dropped is lost too; that says nothing of the network.
+        lost = 0 if report.loss is None else min(sent, max(0, round((sent + dropped) * report.loss) - dropped))
         self.offer(
             flow,
             method=Method.REPORT,
@@ -94,13 +132,24 @@ class JudgedFlows:
             lost=lost,
         )
         way = None if judged.host is None else self._paths.way(judged.host)
-        if way is not None and judged.host is not None:
-            full = (report.loss or 0.0) >= _FULL_LOSS or self._state(flow) is FlowState.CONGESTED
-            way.reported(now_s, 0.0 if before_s is None else now_s - before_s, report, limited=full)
-            self._paths.changed(judged.host)
+        if way is None or judged.host is None:
+            return
+        if report.delivered_bytes is not None:
+            # Others rely on this number too: no more can have arrived than was sent since the last report but one,
+            # some of which was under way at the last.
+            report = replace(report, delivered_bytes=min(report.delivered_bytes, now.bytes - earlier.bytes))
+        interval_s = 0.0 if last is _BEGINNING else now.at_s - last.at_s
+        full = (sent > 0 and lost >= _FULL_LOSS * sent) or self._state(flow) is FlowState.CONGESTED
+        way.reported(now.at_s, flow, interval_s, report, limited=full)
+        self._paths.changed(judged.host)
 
     def explain(self, flow: FlowId) -> Explanation | None:
-        return self._detector.explain(slot_of(flow)) if self._known(flow) else None
+        judged = self._find(flow)
+        if judged is None or not self._known(flow):
+            return None
+        host = judged.destination
+        device = None if host is None else self._way_out(host)
+        return replace(self._detector.explain(slot_of(flow)), device=device)
 
     def watch(self, flow: FlowId, host: RemoteHost) -> None:
         self._watched[flow] = host
@@ -122,7 +171,11 @@ class JudgedFlows:
             return state is FlowState.CONGESTED
         if condition is Condition.UNCONGESTED:
             return state in _UNCONGESTED
-        return state is not FlowState.CONGESTED and self._paths.carries(self._watched[flow], held, wanted)
+        judged = self._find(flow)
+        since_s = float("-inf") if judged is None else judged.congested_s
+        # Asked in any case: what is to be told when the congestion ends has to be measured during it.
+        carries = self._paths.carries(self._watched[flow], held, wanted, since_s)
+        return carries and state is not FlowState.CONGESTED
 
     def changed(self) -> Collection[FlowId]:
         changed, self._changed = self._changed, {}
@@ -134,20 +187,27 @@ class JudgedFlows:
 
     def step(self, now_s: float) -> None:
         """Judge all flows by what the datapath has counted and what was offered since the last step."""
-        if self._begun or self._ended:
+        if self._begun or self._moved:
             for slot in self._begun:
                 self._detector.begin(slot, now_s)
             self._begun.clear()
-            self._ended = False
+            self._moved = False
             self._slots = np.fromiter(sorted(self._flows), np.intp, len(self._flows))
         if len(self._slots):
             for slot in self._detector.step(now_s, self._slots, self._read(self._slots)):
-                self._changed[self._flows[int(slot)].flow] = None
+                judged = self._flows[int(slot)]
+                self._changed[judged.flow] = None
+                if self._detector.state(int(slot)) is FlowState.CONGESTED:
+                    judged.congested_s = now_s
 
-    def offer(self, flow: FlowId, *, method: Method, rtt_us: int | None, sent: int, lost: int) -> None:
+    def offer(
+        self, flow: FlowId, *, method: Method, rtt_us: int | None, round_trips: int = 1, sent: int, lost: int
+    ) -> None:
         """Evidence about a judged flow that is not in its counters."""
         if self._known(flow):
-            self._detector.offer(slot_of(flow), method=method, rtt_us=rtt_us, sent=sent, lost=lost)
+            self._detector.offer(
+                slot_of(flow), method=method, rtt_us=rtt_us, round_trips=round_trips, sent=sent, lost=lost
+            )
 
     def signals(self, flows: Sequence[FlowId]) -> Signals:
         """What the datapath has counted of these flows, in their order (SIGNALS)."""
@@ -176,8 +236,15 @@ class JudgedFlows:
         return judged if judged is not None and judged.flow == flow else None
 
     def _known(self, flow: FlowId) -> bool:
-        """Whether the detector knows it by now."""
-        return self._find(flow) is not None and slot_of(flow) not in self._begun
+        """Whether it is judged; if so, the detector knows it from now on."""
+        slot = slot_of(flow)
+        if self._find(flow) is None:
+            return False
+        if slot in self._begun:
+            self._detector.begin(slot, self._clock())
+            self._begun.discard(slot)
+            self._moved = True
+        return True
 
     def _state(self, flow: FlowId) -> FlowState:
         return self._detector.state(slot_of(flow)) if self._known(flow) else FlowState.UNKNOWN

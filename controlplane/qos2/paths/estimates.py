@@ -1,10 +1,12 @@
 """What is known of the ways to remote hosts: the port Paths over models, probes and what flows were carried at."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from qos2.core.admission import decide
+from qos2.core.pathmodel import PathModel
 from qos2.core.probing import Probing
 from qos2.errors import NetworkBusy, Retry
 from qos2.model import (
@@ -24,6 +26,15 @@ AskReach = Callable[[int, IPv4Address | IPv6Address], Reach]
 
 #: What is known of a host is kept for so long after its last user.
 KEPT_S = 60.0
+#: Of so many hosts, some 10 kB each: who comes and goes quickly must not fill the memory.
+MOST_KEPT = 4096
+
+
+class _Kept(NamedTuple):
+    """What is known of a host that nobody uses since then."""
+
+    left_s: float
+    model: PathModel
 
 
 class MeasuredPaths:
@@ -36,7 +47,7 @@ class MeasuredPaths:
         self._probe_share = probe_share
         self._beyond_link = beyond_link
         self._ways: dict[RemoteHost, Way] = {}
-        self._kept: dict[RemoteHost, Way] = {}  # those that nobody uses, longest unused first
+        self._kept: OrderedDict[RemoteHost, _Kept] = OrderedDict()  # longest unused first
         self._measured: dict[RemoteHost, bool] = {}
         self._news: set[RemoteHost] = set()
         self.admissions: Counter[str] = Counter()  #: by result: admitted, network_busy, retry
@@ -46,15 +57,15 @@ class MeasuredPaths:
         return reach is Reach.ON_LINK or (reach is Reach.ROUTED and self._beyond_link)
 
     def begin(self, host: RemoteHost) -> None:
-        way = self._kept.pop(host, None) or Way(None)
+        kept = self._kept.pop(host, None)
+        model = PathModel() if kept is None else kept.model
         # What a reflector was like is found out anew: it may have come or gone.
-        way.probing = Probing(self._probe_share) if self._probe_share else None
-        self._ways[host] = way
+        self._ways[host] = Way(model, Probing(self._probe_share) if self._probe_share else None)
 
     def end(self, host: RemoteHost) -> None:
-        way = self._ways.pop(host)
-        way.left_s = self._clock()
-        self._kept[host] = way
+        self._kept[host] = _Kept(self._clock(), self._ways.pop(host).model)
+        if len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
         self._measured.pop(host, None)
 
     def hold(self, flow: FlowId, host: RemoteHost, dscp: Dscp | None, bandwidth: Bandwidth) -> None:
@@ -100,11 +111,15 @@ class MeasuredPaths:
 
     # For conditions
 
-    def carries(self, host: RemoteHost, held: Bandwidth, wanted: Bandwidth) -> bool:
-        """Whether a flow that holds `held` could have `wanted` in total, as far as is known."""
-        estimate = self._ways[host].estimate(self._clock())
+    def carries(self, host: RemoteHost, held: Bandwidth, wanted: Bandwidth, since_s: float) -> bool:
+        """Whether a flow that holds `held` could have `wanted` in total, as far as was measured since then."""
+        now_s = self._clock()
+        self._ways[host].awaits(now_s)
+        estimate = self._ways[host].estimate(now_s)
         available = None if estimate is None else estimate.statements.get("available")
-        return available is not None and available.value + held >= wanted
+        if available is None or now_s - available.age_s < since_s:
+            return False
+        return available.value + held >= wanted
 
     def watched(self, host: RemoteHost, watchers: int) -> None:
         """For conditions of so many flows to this host somebody waits."""
@@ -153,8 +168,8 @@ class MeasuredPaths:
     def expire(self, now_s: float) -> None:
         """Forget what nobody has used for KEPT_S."""
         while self._kept:
-            host, way = next(iter(self._kept.items()))
-            if way.left_s is None or now_s - way.left_s < KEPT_S:
+            host, kept = next(iter(self._kept.items()))
+            if now_s - kept.left_s < KEPT_S:
                 return
             del self._kept[host]
 

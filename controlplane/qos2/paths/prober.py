@@ -14,6 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 
 from qos2.core.probes import ProbeKind, ProbeOutcome, ProbePacket, ProbePlan
 from qos2.errors import QosError
@@ -25,12 +27,25 @@ _LOG = logging.getLogger(__name__)
 #: How long replies are waited for, in seconds: until a round trip is known, and then by it.
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 1.0
-LEAST_WAIT_S = 0.1
+LEAST_WAIT_S = 0.3
 ROUND_TRIPS = 4
-#: Single probes of one host that may be under way together: one that is lost must not keep the next ones waiting.
-MOST_SINGLES = 8
+#: Single probes wait longer, since a queue that has just filled holds them up, and keep nobody waiting ...
+SINGLE_WAIT_S = 2.0
+#: ... and this long once the reply to a later one is there: then they are lost.
+REORDER_S = 0.02
+#: Single probes of one host that may be under way together: twice as many as go in SINGLE_WAIT_S.
+MOST_SINGLES = 80
 #: epoll_wait(2) counts milliseconds, and rounds up.
 EPOLL_TICK_S = 0.002
+#: Some reflectors read the clock but once per packet, when their process comes to it. It is woken some 0.1 ms after the
+#: packet, and what has come meanwhile seems to have come at once: trains must take longer than ten times that.
+LEAST_TIMED_NS = 1_000_000
+#: Others read it twice, but with this share of a gap they are busy, and no packet came meanwhile: they did not look.
+BUSY_SHARE = 0.5
+#: ... or one packet, it says, came so soon after it was done with the one before.
+AT_ONCE_SHARE = 0.1
+#: How far the wall clock, which times probes, and the daemon's may go apart before the first was set.
+CLOCK_STEP_NS = 5_000_000
 #: A sleep shorter than this is not worth its inaccuracy: packets of a faster train leave in pairs.
 LEAST_SLEEP_S = 300e-6
 
@@ -59,7 +74,9 @@ class Prober:
     """`send` and `take` are for the daemon's own thread; the rest happens here. The thread begins with the first host.
 
     `counters` by name: sent_packets and sent_bytes (IP level), answered, lost, late (after their plan had ended),
-    unreadable, refused (no reflector at the port), failed (the kernel would not send).
+    unreadable, refused (no reflector at the port), failed (the kernel would not send), clock_set (replies without a
+    round trip time, which are lost too), odd_times (the reflector's are impossible: its own time is not taken off),
+    untimed (trains that the reflector's clock cannot tell anything of).
     """
 
     def __init__(self, enter: Enter, port: int = 862, clock: Callable[[], float] = time.monotonic) -> None:
@@ -109,9 +126,9 @@ class Prober:
             tasks = self._under_way.setdefault(host, []) if host in self._open else None
             if tasks is None or (len(tasks) - self.busy(host) >= MOST_SINGLES if single else self.busy(host)):
                 return False
-            task = _Task(host, dscp, plan, self._clock())
-            tasks.append(task)
-            self._asked.append(task)
+            for task in _tasks(host, dscp, plan, self._clock()):
+                tasks.append(task)
+                self._asked.append(task)
         os.eventfd_write(self._wake, 1)
         return True
 
@@ -162,6 +179,7 @@ class Prober:
             for task in over:
                 tasks.remove(task)
                 self._finish(task, now_s)
+                _overtake(task, tasks, now_s)
 
     def _take_orders(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that there are with what was asked for, and without those of hosts that were shut."""
@@ -204,7 +222,7 @@ class Prober:
         assert task.probe_socket is not None
         plan = task.plan
         left = plan.count - len(task.sent_ns)
-        gap_s = plan.ip_bytes * 8 / plan.rate if plan.kind is ProbeKind.PACED else 0.0
+        gap_s = plan.ip_bytes * 8 / plan.rate if plan.rate else 0.0
         group = left if gap_s == 0 else min(left, 1 if gap_s >= LEAST_SLEEP_S else 2)
         first = task.probe_socket.next_number
         task.numbers += range(first, first + group)
@@ -219,8 +237,13 @@ class Prober:
         task.sent_ns += [sent_ns] * group
         if len(task.sent_ns) == plan.count:
             known_s = self._round_trip_s.get(task.host)
-            wait_s = FIRST_WAIT_S if known_s is None else ROUND_TRIPS * known_s + LEAST_WAIT_S
-            task.ends_s = now_s + min(wait_s, LONGEST_WAIT_S)
+            if known_s is None:
+                wait_s = FIRST_WAIT_S
+            elif plan.kind is ProbeKind.SINGLE:
+                wait_s = SINGLE_WAIT_S
+            else:
+                wait_s = min(ROUND_TRIPS * known_s + LEAST_WAIT_S, LONGEST_WAIT_S)
+            task.ends_s = now_s + wait_s
         else:
             # By the plan, not by the last sleep, whose lateness would add up; but no catching up in a burst.
             task.next_s = max((task.next_s or now_s) + group * gap_s, now_s + group * gap_s / 2)
@@ -240,11 +263,24 @@ class Prober:
                 if task is None or task.packets[index] is not None:
                     self.counters["late"] += 1
                     continue
-                task.packets[index] = ProbePacket(task.sent_ns[index], *arrival[1:])
-                task.missing -= 1
+                packet = self._checked(task, ProbePacket(task.sent_ns[index], *arrival[1:]))
+                if packet is not None:
+                    task.packets[index] = packet
+                    task.missing -= 1
         except OSError as error:
             for task in mine:
                 self._fail(task, error)
+
+    def _checked(self, task: _Task, packet: ProbePacket) -> ProbePacket | None:
+        """The packet as far as its times can be true; None where our own clock was set meanwhile."""
+        both_ns = packet.received_ns - packet.sent_ns
+        if not 0 < both_ns < (self._clock() - task.begun_s) * 1e9 + CLOCK_STEP_NS:
+            self.counters["clock_set"] += 1
+            return None
+        if not 0 <= packet.returned_ns - packet.reached_ns <= both_ns:
+            self.counters["odd_times"] += 1
+            return packet._replace(returned_ns=packet.reached_ns)
+        return packet
 
     def _fail(self, task: _Task, error: QosError | OSError) -> None:
         """Nothing more comes of this plan: it ends now, with what it has."""
@@ -262,8 +298,51 @@ class Prober:
         if answered:
             last = answered[-1]
             self._round_trip_s[task.host] = max(0.0, (last.received_ns - last.sent_ns) / 1e9)
+        if task.plan.kind is not ProbeKind.SINGLE and _untimed(task.plan.kind, answered):
+            self.counters["untimed"] += 1
+            # In one moment of the reflector's clock: nothing is concluded from that.
+            task.packets = [each and each._replace(reached_ns=0, returned_ns=0) for each in task.packets]
         outcome = ProbeOutcome(task.plan, task.dscp, task.begun_s, now_s, tuple(task.packets))
         with self._lock:
             if task in self._under_way.get(task.host, ()):
                 self._under_way[task.host].remove(task)
                 self._done.append((task.host, outcome))
+
+
+def _tasks(host: RemoteHost, dscp: int, plan: ProbePlan, now_s: float) -> list[_Task]:
+    """One for the plan; of spaced single probes one each, since the first need not wait for the others."""
+    if plan.kind is not ProbeKind.SINGLE or not plan.rate:
+        return [_Task(host, dscp, plan, now_s)]
+    gap_s = plan.ip_bytes * 8 / plan.rate
+    alone = ProbePlan(ProbeKind.SINGLE, 1, plan.ip_bytes)
+    times_s = [now_s + number * gap_s for number in range(plan.count)]
+    return [_Task(host, dscp, alone, at_s, next_s=at_s) for at_s in times_s]
+
+
+def _overtake(over: _Task, tasks: list[_Task], now_s: float) -> None:
+    """Single probes that left before one that was answered are not waited for much longer."""
+    if over.plan.kind is not ProbeKind.SINGLE or over.packets[0] is None:
+        return
+    for task in tasks:
+        earlier = task.probe_socket is over.probe_socket and task.begun_s < over.begun_s
+        if earlier and task.plan.kind is ProbeKind.SINGLE and task.ends_s is not None:
+            task.ends_s = min(task.ends_s, now_s + REORDER_S)
+
+
+def _untimed(kind: ProbeKind, answered: list[ProbePacket]) -> bool:
+    """Whether the times of a train tell when the reflector's process ran, and not when packets came.
+
+    The usual packet counts, for a process that pauses now and then makes fast trains look slow.
+    """
+    if len(answered) < 2:
+        return False
+    gaps_ns = [after.reached_ns - before.reached_ns for before, after in pairwise(answered)]
+    stays_ns = [each.returned_ns - each.reached_ns for each in answered[:-1]]
+    if not any(stays_ns):
+        # Of a paced train packets may leave in pairs.
+        took_ns = median(gaps_ns) * len(gaps_ns) if kind is ProbeKind.BURST else sum(gaps_ns)
+        return took_ns < LEAST_TIMED_NS
+    idle_ns = min(gap_ns - stay_ns for stay_ns, gap_ns in zip(stays_ns, gaps_ns, strict=True))
+    if idle_ns < 0:
+        return False  # a packet came while it was busy with another, and it knows when
+    return median(stays_ns) > BUSY_SHARE * median(gaps_ns) or idle_ns < AT_ONCE_SHARE * median(gaps_ns)

@@ -2,8 +2,9 @@
 
 Replies are never longer than requests and leave from the address that was asked, with the DSCP of the request, so that
 the way back is the same class. Only sources in the allowed networks are answered, each at a limited rate. A reply is
-itself a packet that a reflector would answer: nothing is sent to ports where one may listen, nor to the small
-services (echo, chargen), or two of them would never stop.
+itself a packet that a reflector would answer, and two of them would never stop: replies are not answered, and nothing
+is sent to the ports of services, the small ones (echo, chargen) least of all. What went to many hosts at once
+(broadcast, multicast) is not answered either, for all of them together would send more than was asked.
 """
 
 import errno
@@ -37,13 +38,14 @@ PACKETS_PER_S = 1_000.0
 PACKETS_AT_ONCE = 200.0
 #: Sources remembered; the one heard of least recently is forgotten first.
 MOST_SOURCES = 4_096
-#: Below this, ports belong to services; a reflector on such a port may be at the other end too.
+#: Below this, ports belong to services.
 FIRST_CLIENT_PORT = 1_024
 
 # asm-generic/socket.h, linux/in.h, linux/in6.h
 _SO_TIMESTAMPNS = 35
 _IP_PKTINFO, _IP_RECVTTL, _IP_RECVTOS, _IP_TTL = 8, 12, 13, 2
 _IPV6_HOPLIMIT = 52
+_IPV6_MULTICAST = 0xFF  # the first byte (RFC 4291, 2.7)
 _TIMESPEC = struct.Struct("=qq")
 _IN_PKTINFO = struct.Struct("=I4s4s")  # device, source for the reply, destination of the packet
 _NUMBER = struct.Struct("=i")
@@ -130,13 +132,22 @@ class Reflector:
         """What became of one packet, by name."""
         if source[1] < FIRST_CLIENT_PORT:
             return "service_port"
+        if stamp.is_reflected(data):
+            return "is_reply"
         if not self._is_allowed(source[0]):
             return "not_allowed"
         if not self._has_tokens(source[0], now_s):
             return "too_many"
         reached_ns, ttl, tos, info = _read(ancillary)
+        if not info:
+            return "not_unicast"
         reply = stamp.reflect(
-            data, reached_ns=reached_ns or time.time_ns(), returned_ns=time.time_ns(), ttl=ttl, dscp=tos >> 2
+            data,
+            reached_ns=reached_ns or time.time_ns(),
+            returned_ns=time.time_ns(),
+            ttl=ttl,
+            dscp=tos >> 2,
+            ecn=tos & 3,
         )
         if reply is None:
             return "too_short"
@@ -168,7 +179,10 @@ class Reflector:
 
 
 def _read(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int, list[tuple[int, int, bytes]]]:
-    """Time of arrival (0: not told), TTL, DS field, and the control message that makes a reply leave from there."""
+    """Time of arrival (0: not told), TTL, DS field, and the control message that makes a reply leave from there.
+
+    The last is missing for what was sent to no address of this host's own.
+    """
     reached_ns = ttl = tos = 0
     info: list[tuple[int, int, bytes]] = []
     for level, kind, content in ancillary:
@@ -176,10 +190,12 @@ def _read(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int, list[
             seconds, ns = _TIMESPEC.unpack(content[: _TIMESPEC.size])
             reached_ns = seconds * 1_000_000_000 + ns
         elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            _device, source, _destination = _IN_PKTINFO.unpack(content)
-            info = [(level, kind, _IN_PKTINFO.pack(0, source, bytes(4)))]
+            _device, source, destination = _IN_PKTINFO.unpack(content)
+            if source == destination:  # else a broadcast or multicast, and the source is that of its device
+                info = [(level, kind, _IN_PKTINFO.pack(0, source, bytes(4)))]
         elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            info = [(level, kind, content)]
+            if content[0] != _IPV6_MULTICAST:
+                info = [(level, kind, content)]
         elif (level, kind) in ((socket.IPPROTO_IP, _IP_TTL), (socket.IPPROTO_IPV6, _IPV6_HOPLIMIT)):
             ttl = _NUMBER.unpack(content)[0]
         elif (level, kind) in ((socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)):

@@ -32,7 +32,7 @@ _ERROR = struct.Struct("=i")
 _ANSWER_BYTES = 72
 
 # struct tcp_info of linux/tcp.h as of Linux 4.19: newer kernels add behind it.
-_TCP_INFO = struct.Struct("=B6xB8xI48xI8xI16xI16xQ8xI8xI8xQQQQIIQQ")
+_TCP_INFO = struct.Struct("=B6xB8xI8xI36xI8xI16xI16xQ8xI8xI8xQQQQIIQQ")
 assert _TCP_INFO.size == 216
 _APP_LIMITED = 1 if sys.byteorder == "little" else 0x80
 
@@ -57,6 +57,7 @@ class TcpInfo(NamedTuple):
     state: int
     app_limited: bool  #: the last delivery sample was taken while the application sent less than it might
     mss: int  #: bytes of payload in a full segment
+    sacked: int  #: segments that have arrived behind a hole, in which case bytes_acked stands still (RFC 2018)
     rtt_us: int
     cwnd: int  #: segments
     retransmits: int  #: segments
@@ -175,13 +176,14 @@ def _info(attributes: memoryview) -> TcpInfo | None:
         if length < _ATTRIBUTE.size:
             return None
         if kind == _INET_DIAG_INFO and length - _ATTRIBUTE.size >= _TCP_INFO.size:
-            state, limited, mss, rtt_us, cwnd, retransmits, acked, out, min_rtt_us, rate, *rest = _TCP_INFO.unpack_from(
-                attributes, at + _ATTRIBUTE.size
+            state, limited, mss, sacked, rtt_us, cwnd, retransmits, acked, out, min_rtt_us, rate, *rest = (
+                _TCP_INFO.unpack_from(attributes, at + _ATTRIBUTE.size)
             )
             return TcpInfo(
                 state,
                 limited & _APP_LIMITED != 0,
                 mss,
+                sacked,
                 rtt_us,
                 cwnd,
                 retransmits,

@@ -7,6 +7,7 @@ daemon judges them; only what cannot be put on the wire is refused here.
 
 from collections.abc import Callable, Generator
 from math import isfinite
+from operator import index
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -222,17 +223,27 @@ def report(flow: int, rtt: float | None, loss: float | None, delivered: int | No
     """Seconds, a share, bytes at IP level. Raises InvalidRequest for what is no number that could be told."""
     try:
         rtt_us = None if rtt is None else round(rtt * 1e6)
-        share = None if loss is None else float(loss)
+        share = None if loss is None else float(loss * 1.0)  # a product: float() alone takes text too
+        # JSON has no NaN: unchecked it would arrive as null, and pass for "not known".
+        delivered_bytes = None if delivered is None else index(delivered)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest(f"not a report: {error}", "rtt in seconds, loss as a share of 0 to 1") from error
+        hint = "rtt in seconds, loss as a share of 0 to 1, delivered in whole bytes"
+        raise InvalidRequest(f"not a report: {error}", hint) from error
     if share is not None and not isfinite(share):
         raise InvalidRequest(f"a loss of {share}", "a share of what was sent, 0 to 1")
-    request = protocol.Report(flow=flow, rtt_us=rtt_us, loss=share, delivered_bytes=delivered)
+    request = protocol.Report(flow=flow, rtt_us=rtt_us, loss=share, delivered_bytes=delivered_bytes)
     return Call(request, protocol.Done, _nothing)
 
 
 def explain(flow: int) -> Call[protocol.Explanation]:
-    return Call(protocol.Explain(flow=flow), protocol.Explanation, _itself)
+    def read(result: protocol.Explanation) -> protocol.Explanation:
+        if not result.changes:
+            raise ProtocolError(
+                f"no state in the explanation of flow {flow}", "client and daemon of different versions?"
+            )
+        return result
+
+    return Call(protocol.Explain(flow=flow), protocol.Explanation, read)
 
 
 def cancel(request: int) -> Call[None]:

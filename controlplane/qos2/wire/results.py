@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from qos2.model import Cause, FlowFundamentals, FlowState, Method, Statement
+from qos2.model import Cause, DeviceStatus, FlowFundamentals, FlowState, Method, Statement
 
 
 class Result(msgspec.Struct, kw_only=True, tag_field="result"):
@@ -68,12 +68,14 @@ class Explanation(Result, tag="explanation"):
     """`changes`: newest first, the present state among them. `source` None: nobody tells of this flow.
 
     `signals` are the latest numbers, by the names of the evidence; `estimates` are those of an adaptive flow's path.
+    `device` is that by which its packets leave this host, where it is known.
     """
 
     changes: list[StateChange]
     source: Method | None = None
     signals: dict[str, float] = {}
     estimates: FlowFundamentals | None = None
+    device: DeviceStatus | None = None
 
     @property
     def state(self) -> FlowState:

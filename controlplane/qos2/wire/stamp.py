@@ -1,8 +1,8 @@
 """STAMP test packets and their bytes (RFC 8762, unauthenticated mode; TLVs of RFC 8972). No I/O.
 
 A sender's packet and a reflector's have the same length: whatever a reflector adds was padding before, so that
-replies are never larger than requests. A TWAMP-Light reflector (RFC 5357, appendix I) answers such packets too, and
-sends its own padding behind the 41 bytes that both protocols have in common.
+replies are never larger than requests. A TWAMP-Light reflector (RFC 5357, appendix I) answers such packets too, with
+padding of its own or none; its sender's are answered where they are as long as the smallest answer of that protocol.
 """
 
 import struct
@@ -12,10 +12,12 @@ from typing import NamedTuple
 BASE_BYTES = 44
 PORT = 862
 
-#: Bytes of a reflector's packet that are the same in TWAMP-Light.
-_COMMON_BYTES = 41
-_SENDER = struct.Struct("!IQHH28x")  # sequence number, timestamp, error estimate, session id
+#: A reflector's packet in TWAMP-Light, which ends with the sender's TTL: less than this is not answered.
+LEAST_BYTES = 41
+_SENDER = struct.Struct("!IQHH")  # sequence number, timestamp, error estimate, session id
 _REFLECTED = struct.Struct("!IQHHQIQHxxB")  # ..., receive timestamp, the sender's first three, its TTL
+#: All that is read of it. Some TWAMP-Light reflectors, as twampy by default, leave the TTL off.
+_READ = struct.Struct("!IQHHQIQH")
 _TLV = struct.Struct("!BBH")  # flags, type, length
 
 #: RFC 8762, 4.2.1: bit Z says that times are PTPv2 (seconds and nanoseconds), and not NTP (RFC 5905).
@@ -29,6 +31,8 @@ _UNRECOGNISED, _MALFORMED = 0x80, 0x40
 
 _NTP_EPOCH_S = 2_208_988_800  # from 1900 to 1970
 _ERA_S = 1 << 32
+#: No reflector keeps a packet for longer.
+_LONGEST_STAY_S = 10
 #: The era (RFC 5905, section 6) is that in which a time is no earlier than this: a third of one before 2036.
 _PIVOT_S = _ERA_S * 2 // 3
 
@@ -65,7 +69,7 @@ def pack_probe(sequence: int, sent_ns: int, total_bytes: int) -> bytes:
     padding = total_bytes - BASE_BYTES
     if not 0 <= padding <= 0xFFFF:
         raise ValueError(f"a STAMP packet of {total_bytes} bytes")
-    packet = _SENDER.pack(sequence & 0xFFFF_FFFF, ntp_of_ns(sent_ns), _OWN_ERROR, 0)
+    packet = _SENDER.pack(sequence & 0xFFFF_FFFF, ntp_of_ns(sent_ns), _OWN_ERROR, 0).ljust(BASE_BYTES, b"\0")
     if padding >= _TLV.size:
         # A sender sets U; a reflector that knows the type clears it (RFC 8972, section 4).
         packet += _TLV.pack(_UNRECOGNISED, _EXTRA_PADDING, padding - _TLV.size)
@@ -74,11 +78,9 @@ def pack_probe(sequence: int, sent_ns: int, total_bytes: int) -> bytes:
 
 def unpack_reflected(payload: bytes | memoryview) -> Reflected:
     """Raises ValueError for what is too short to be a reflector's packet."""
-    if len(payload) < _COMMON_BYTES:
+    if len(payload) < _READ.size:
         raise ValueError(f"a reflector's packet of {len(payload)} bytes")
-    returned_sequence, returned, error, _session, reached, sequence, sent, sender_error, _ttl = _REFLECTED.unpack(
-        bytes(payload[:_COMMON_BYTES])
-    )
+    returned_sequence, returned, error, _session, reached, sequence, sent, sender_error = _READ.unpack_from(payload)
     return Reflected(returned_sequence, sequence, _ns(sent, sender_error), _ns(reached, error), _ns(returned, error))
 
 
@@ -89,14 +91,16 @@ def reflect(
     returned_ns: int,
     ttl: int,
     dscp: int = 0,
+    ecn: int = 0,
     sequence: int | None = None,
 ) -> bytes | None:
     """The reply to a sender's packet, as long as that; None for what is too short to be one.
 
-    `ttl` and `dscp` are what the packet arrived with; `sequence` is the reflector's own count, None: it keeps none
-    and repeats the sender's (stateless, RFC 8762, 4.2). TLVs are returned, those that are not understood flagged.
+    `ttl`, `dscp` and `ecn` are what the packet arrived with, `dscp` also what the reply will have; `sequence` is the
+    reflector's own count, None: it keeps none and repeats the sender's (stateless, RFC 8762, 4.2). TLVs are returned,
+    those that are not understood flagged. From LEAST_BYTES on it may be a sender of TWAMP-Light.
     """
-    if len(payload) < BASE_BYTES:
+    if len(payload) < LEAST_BYTES:
         return None
     sender_sequence, sent, error, session = _SENDER.unpack_from(payload)
     head = _REFLECTED.pack(
@@ -110,10 +114,24 @@ def reflect(
         error,
         ttl,
     )
-    return head.ljust(BASE_BYTES, b"\0") + _returned(bytearray(payload[BASE_BYTES:]), dscp)
+    return head.ljust(min(BASE_BYTES, len(payload)), b"\0") + _returned(bytearray(payload[BASE_BYTES:]), dscp, ecn)
 
 
-def _returned(tlvs: bytearray, dscp: int) -> bytearray:
+def is_reflected(payload: bytes | memoryview) -> bool:
+    """Whether this is a reply itself: it says when it reached a reflector, a moment before its own time.
+
+    A sender has zeros there, or a TWAMP-Light one random padding, which looks like this once in 200 million packets.
+    A reflector should not look at these bytes at all (RFC 8762, 4.2.1), but whoever answers replies, whatever port
+    they come from, may do so for ever.
+    """
+    if len(payload) < _READ.size:
+        return False
+    _sequence, own, _error, _session, reached, *_others = _READ.unpack_from(payload)
+    stay_s: int = (own >> 32) - (reached >> 32)  # seconds in both formats
+    return bool(reached) and (stay_s + _LONGEST_STAY_S) % _ERA_S <= 2 * _LONGEST_STAY_S  # a clock may be set back
+
+
+def _returned(tlvs: bytearray, dscp: int, ecn: int) -> bytearray:
     """The TLVs of a request as a reply has them. What follows a malformed one is repeated as it came."""
     at = 0
     while at + _TLV.size <= len(tlvs):
@@ -121,14 +139,15 @@ def _returned(tlvs: bytearray, dscp: int) -> bytearray:
         if kind == 0 and length == 0:
             break  # no TLV but zeros: the padding of a sender that knows none
         end = at + _TLV.size + length
-        if end > len(tlvs) or (kind == _CLASS_OF_SERVICE and length != 4):
-            tlvs[at] = _MALFORMED
-            break
         tlvs[at] = 0 if kind in (_EXTRA_PADDING, _CLASS_OF_SERVICE) else _UNRECOGNISED
+        if end > len(tlvs) or (kind == _CLASS_OF_SERVICE and length != 4):
+            tlvs[at] |= _MALFORMED
+            break
         if kind == _CLASS_OF_SERVICE:
-            # DSCP1 is what the sender asks the reply to have, DSCP2 what arrived (RFC 8972, 4.4), ECN not told.
-            asked = tlvs[at + 4] & 0xFC
-            tlvs[at + 4], tlvs[at + 5] = asked | dscp >> 4, (dscp & 0x0F) << 4
+            # DSCP1 is what the sender asks the reply to have, DSCP2 and ECN what arrived (RFC 8972, 4.4, and its
+            # erratum 8199). Who asks for something else than what arrived is not obeyed, and RP says so.
+            asked = tlvs[at + 4] >> 2
+            tlvs[at + 4 : at + 6] = (asked << 10 | dscp << 4 | ecn << 2 | (asked != dscp)).to_bytes(2)
         at = end
     return tlvs
 
