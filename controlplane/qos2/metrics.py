@@ -22,7 +22,6 @@ from qos2.model import (
     DeviceStatus,
     FlowState,
     FlowStats,
-    Method,
     Quality,
     TrafficType,
 )
@@ -92,9 +91,10 @@ class PathsSnapshot:
     states: Mapping[tuple[FlowState, Cause | None], int] = field(default_factory=dict)  #: judged flows
     hosts: int = 0  #: in use
     reflectors: int = 0  #: hosts in use whose reflector answers
-    estimates: Mapping[tuple[str, Quality, Method], int] = field(default_factory=dict)  #: hosts, by quantity ...
+    estimates: Mapping[tuple[str, Quality], int] = field(default_factory=dict)  #: hosts, by quantity ...
     admissions: Mapping[str, int] = field(default_factory=dict)  #: by result
     probes: Mapping[str, int] = field(default_factory=dict)  #: the prober's counters
+    failures: Mapping[str, int] = field(default_factory=dict)  #: the observatory's counters
     notifications: NotificationMeter | None = None
 
 
@@ -257,11 +257,11 @@ def _paths(paths: PathsSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("qos2_reflectors", "Of these, hosts with a reflector that answers.", paths.reflectors)
     estimates = GaugeMetricFamily(
         "qos2_path_estimates",
-        "Hosts in use of which a quantity is known, by how well and by what; a lower_bound is no measurement.",
-        labels=["quantity", "quality", "method"],
+        "Hosts in use of which a quantity is known, by how well; a lower_bound is no measurement.",
+        labels=["quantity", "quality"],
     )
-    for (quantity, quality, method), number in sorted(paths.estimates.items()):
-        estimates.add_metric([quantity, quality.value, method.value], number)
+    for (quantity, quality), number in sorted(paths.estimates.items()):
+        estimates.add_metric([quantity, quality.value], number)
     yield estimates
     yield _counters(
         "qos2_admissions",
@@ -277,9 +277,16 @@ def _paths(paths: PathsSnapshot) -> Iterator[Metric]:
     yield CounterMetricFamily("qos2_probe_packets", "Probes sent to reflectors.", probes.pop("sent_packets", 0))
     yield _counters(
         "qos2_probe_results",
-        "What became of probes: answered, lost; late, unreadable (replies); refused, failed (whole plans).",
+        "What became of probes: answered, lost; late, unreadable, clock_set, odd_times (replies); refused, failed, "
+        "untimed (whole plans).",
         "result",
         probes,
+    )
+    yield _counters(
+        "qos2_observation_failures",
+        "Parts of a look at flows and paths that failed, and plans of probes that came to nothing.",
+        "part",
+        paths.failures,
     )
     if paths.notifications is not None:
         told = HistogramMetricFamily(

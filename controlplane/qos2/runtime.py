@@ -158,6 +158,7 @@ class Daemon:
             estimates=paths.census(),
             admissions=paths.admissions,
             probes=self.observatory.prober.counters.copy(),
+            failures=self.observatory.counters.copy(),
             notifications=self.notifications,
         )
 

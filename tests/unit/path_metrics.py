@@ -3,7 +3,7 @@
 from itertools import product
 
 from qos2.metrics import NotificationMeter, PathsSnapshot
-from qos2.model import Cause, Condition, FlowState, Method, Quality
+from qos2.model import Cause, Condition, FlowState, Quality
 
 #: Every state with every cause that it can have.
 STATES = (
@@ -12,12 +12,12 @@ STATES = (
     (FlowState.RATE_LIMITED, Cause.CONTRACT),
     *((FlowState.CONGESTED, cause) for cause in Cause if cause is not Cause.CONTRACT),
 )
-#: Every quantity, how well it can be known and by what: trains tell rates, single probes round trip times.
-ESTIMATES = (
-    *product(("bottleneck", "available"), Quality, (Method.TCP, Method.REPORT, Method.TRAIN)),
-    *product(("rtt",), Quality, (Method.TCP, Method.REPORT, Method.PROBE)),
+ESTIMATES = tuple(product(("bottleneck", "available", "rtt"), Quality))
+PROBE_RESULTS = (
+    *("answered", "lost", "late", "unreadable", "clock_set", "odd_times"),
+    *("refused", "failed", "untimed"),
 )
-PROBE_RESULTS = ("answered", "lost", "late", "unreadable", "refused", "failed")
+FAILURES = ("hear", "judge", "follow", "look", "tcp", "plan", "expire", "unsent", "outdated")
 
 
 def paths_known_in_every_way() -> PathsSnapshot:
@@ -33,5 +33,6 @@ def paths_known_in_every_way() -> PathsSnapshot:
         admissions={"admitted": 61, "network_busy": 62, "retry": 63},
         probes={"sent_packets": 71, "sent_bytes": 72_000}
         | {result: 73 + number for number, result in enumerate(PROBE_RESULTS)},
+        failures={part: 90 + number for number, part in enumerate(FAILURES)},
         notifications=notifications,
     )

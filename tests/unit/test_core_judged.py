@@ -174,6 +174,14 @@ class TestExplanations:
         flow = stage.add(udp(1), PEER, adaptive=True)
         assert stage.service.explain(stage.handle, flow).estimate is None
 
+    def test_without_its_path_where_estimates_are_denied(self) -> None:
+        stage = Stage(rules=Rules(deny=frozenset({Deniable.ESTIMATES})))
+        flow = stage.add(udp(1), PEER, adaptive=True)
+        stage.conditions.explanations[flow] = EXPLANATION
+        stage.paths.set_estimate(HOST, FlowFundamentals(Bandwidth(10), Bandwidth(5), 7))
+        told = stage.service.explain(stage.handle, flow)
+        assert (told.explanation, told.estimate) == (EXPLANATION, None)
+
     def test_whoever_may_see_a_flow_may_ask(self, stage: Stage) -> None:
         flow = stage.add(udp(1), PEER)
         for other in (ALICE_TOO, ROOT):

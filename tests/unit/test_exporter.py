@@ -160,6 +160,7 @@ def test_types_parse_back_as_they_are_meant() -> None:
         "qos2_probe_bytes": "counter",
         "qos2_probe_packets": "counter",
         "qos2_probe_results": "counter",
+        "qos2_observation_failures": "counter",
         "qos2_notification_seconds": "histogram",
         "qos2_map_entries": "gauge",
         "qos2_map_size": "gauge",

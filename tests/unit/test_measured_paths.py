@@ -107,10 +107,10 @@ class TestWhatIsShared:
         assert (stage.paths.hosts, stage.paths.reflectors) == (2, 0)
         assert stage.paths.census() == Counter(
             {
-                ("bottleneck", MEASURED, Method.TCP): 1,
-                ("available", MEASURED, Method.TCP): 1,
-                ("bottleneck", LOWER_BOUND, Method.TCP): 1,
-                ("available", LOWER_BOUND, Method.TCP): 1,
+                ("bottleneck", MEASURED): 1,
+                ("available", MEASURED): 1,
+                ("bottleneck", LOWER_BOUND): 1,
+                ("available", LOWER_BOUND): 1,
             }
         )
         stage.way().outcome(outcome(HELLO, stage.now_s, answered=2))

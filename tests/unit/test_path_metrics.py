@@ -8,7 +8,7 @@ from unit.path_metrics import paths_known_in_every_way
 
 OF_PATHS = (
     *("qos2_flow_states", "qos2_paths", "qos2_reflectors", "qos2_path_estimates", "qos2_admissions"),
-    *("qos2_probe_", "qos2_notification_seconds"),
+    *("qos2_probe_", "qos2_observation_failures", "qos2_notification_seconds"),
 )
 
 EVERYTHING = """\
@@ -28,27 +28,14 @@ qos2_paths 9.0
 # HELP qos2_reflectors Of these, hosts with a reflector that answers.
 # TYPE qos2_reflectors gauge
 qos2_reflectors 4.0
-# HELP qos2_path_estimates Hosts in use of which a quantity is known, by how well and by what; a lower_bound is no \
-measurement.
+# HELP qos2_path_estimates Hosts in use of which a quantity is known, by how well; a lower_bound is no measurement.
 # TYPE qos2_path_estimates gauge
-qos2_path_estimates{method="report",quality="lower_bound",quantity="available"} 40.0
-qos2_path_estimates{method="tcp",quality="lower_bound",quantity="available"} 39.0
-qos2_path_estimates{method="train",quality="lower_bound",quantity="available"} 41.0
-qos2_path_estimates{method="report",quality="measured",quantity="available"} 37.0
-qos2_path_estimates{method="tcp",quality="measured",quantity="available"} 36.0
-qos2_path_estimates{method="train",quality="measured",quantity="available"} 38.0
-qos2_path_estimates{method="report",quality="lower_bound",quantity="bottleneck"} 34.0
-qos2_path_estimates{method="tcp",quality="lower_bound",quantity="bottleneck"} 33.0
-qos2_path_estimates{method="train",quality="lower_bound",quantity="bottleneck"} 35.0
-qos2_path_estimates{method="report",quality="measured",quantity="bottleneck"} 31.0
-qos2_path_estimates{method="tcp",quality="measured",quantity="bottleneck"} 30.0
-qos2_path_estimates{method="train",quality="measured",quantity="bottleneck"} 32.0
-qos2_path_estimates{method="probe",quality="lower_bound",quantity="rtt"} 47.0
-qos2_path_estimates{method="report",quality="lower_bound",quantity="rtt"} 46.0
-qos2_path_estimates{method="tcp",quality="lower_bound",quantity="rtt"} 45.0
-qos2_path_estimates{method="probe",quality="measured",quantity="rtt"} 44.0
-qos2_path_estimates{method="report",quality="measured",quantity="rtt"} 43.0
-qos2_path_estimates{method="tcp",quality="measured",quantity="rtt"} 42.0
+qos2_path_estimates{quality="lower_bound",quantity="available"} 33.0
+qos2_path_estimates{quality="measured",quantity="available"} 32.0
+qos2_path_estimates{quality="lower_bound",quantity="bottleneck"} 31.0
+qos2_path_estimates{quality="measured",quantity="bottleneck"} 30.0
+qos2_path_estimates{quality="lower_bound",quantity="rtt"} 35.0
+qos2_path_estimates{quality="measured",quantity="rtt"} 34.0
 # HELP qos2_admissions_total Rates that adaptive flows asked for beyond what they held: admitted, refused as \
 network_busy, or put off (retry) while the path was being measured.
 # TYPE qos2_admissions_total counter
@@ -61,15 +48,30 @@ qos2_probe_bytes_total 72000.0
 # HELP qos2_probe_packets_total Probes sent to reflectors.
 # TYPE qos2_probe_packets_total counter
 qos2_probe_packets_total 71.0
-# HELP qos2_probe_results_total What became of probes: answered, lost; late, unreadable (replies); refused, failed \
-(whole plans).
+# HELP qos2_probe_results_total What became of probes: answered, lost; late, unreadable, clock_set, odd_times \
+(replies); refused, failed, untimed (whole plans).
 # TYPE qos2_probe_results_total counter
 qos2_probe_results_total{result="answered"} 73.0
 qos2_probe_results_total{result="lost"} 74.0
 qos2_probe_results_total{result="late"} 75.0
 qos2_probe_results_total{result="unreadable"} 76.0
-qos2_probe_results_total{result="refused"} 77.0
-qos2_probe_results_total{result="failed"} 78.0
+qos2_probe_results_total{result="clock_set"} 77.0
+qos2_probe_results_total{result="odd_times"} 78.0
+qos2_probe_results_total{result="refused"} 79.0
+qos2_probe_results_total{result="failed"} 80.0
+qos2_probe_results_total{result="untimed"} 81.0
+# HELP qos2_observation_failures_total Parts of a look at flows and paths that failed, and plans of probes that came \
+to nothing.
+# TYPE qos2_observation_failures_total counter
+qos2_observation_failures_total{part="hear"} 90.0
+qos2_observation_failures_total{part="judge"} 91.0
+qos2_observation_failures_total{part="follow"} 92.0
+qos2_observation_failures_total{part="look"} 93.0
+qos2_observation_failures_total{part="tcp"} 94.0
+qos2_observation_failures_total{part="plan"} 95.0
+qos2_observation_failures_total{part="expire"} 96.0
+qos2_observation_failures_total{part="unsent"} 97.0
+qos2_observation_failures_total{part="outdated"} 98.0
 # HELP qos2_notification_seconds Time from reading the signals that fulfilled a condition to the reply to who waited \
 for it.
 # TYPE qos2_notification_seconds histogram

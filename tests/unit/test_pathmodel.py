@@ -122,6 +122,16 @@ def test_a_rate_that_the_application_limited_is_a_lower_bound_and_nothing_else()
     assert model.measured_s == -math.inf
 
 
+def test_silence_is_no_lower_bound() -> None:
+    model = PathModel()
+    now_s = carry(model, 100.0, 5.0, 3 * MBIT, limited=False)
+    now_s = carry(model, now_s, 60.0, 0, limited=False)
+    assert qualities(known(model, now_s)) == {
+        "bottleneck": (3 * MBIT, LOWER_BOUND, Method.TCP),
+        "available": (3 * MBIT, LOWER_BOUND, Method.TCP),
+    }
+
+
 def test_scattered_intervals_make_a_measurement_if_they_are_a_second_of_the_last_two() -> None:
     model = PathModel()
     for step in range(1, 31):
@@ -202,6 +212,29 @@ def test_trains_that_were_not_held_back_are_a_lower_bound() -> None:
     assert estimate.available is None
     assert estimate.statements["available"].quality is LOWER_BOUND
     assert estimate.statements["available"].value == pytest.approx(8 * MBIT, rel=0.01)
+
+
+def test_trains_that_were_sent_too_slowly_take_nothing_from_what_is_known() -> None:
+    model, way = PathModel(), Bottleneck(20 * MBIT)
+    now_s = 100.0
+    for kind, rate in ((ProbeKind.BURST, 0), *[(ProbeKind.PACED, 26 * MBIT)] * 3, *[(ProbeKind.PACED, 5 * MBIT)] * 9):
+        now_s = probe(model, way, now_s + 0.2, kind, rate)
+    assert known(model, now_s).available == pytest.approx(20 * MBIT, rel=0.05)
+
+
+def test_what_was_spare_and_more_is_raised_by_a_train_that_was_not_held_back() -> None:
+    model, way = PathModel(), Bottleneck(20 * MBIT, load=0.7, pattern=Load.CBR)
+    now_s = 100.0
+    for kind, rate in ((ProbeKind.BURST, 0), *[(ProbeKind.PACED, 20 * MBIT)] * 2):
+        now_s = probe(model, way, now_s + 0.2, kind, rate)
+    before = known(model, now_s).available
+    way.load = 0.0
+    now_s = probe(model, way, now_s + 3.0, ProbeKind.PACED, 12 * MBIT)
+    after = known(model, now_s).available
+    assert before == pytest.approx(6 * MBIT, rel=0.2)
+    assert before is not None
+    assert after is not None
+    assert after > 1.4 * before
 
 
 def test_tcp_is_believed_before_trains_while_it_is_fresh() -> None:

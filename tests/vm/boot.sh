@@ -80,7 +80,7 @@ default_tests() {
     if have_kvm; then
         echo tests/datapath
     else
-        echo "==> not asked for, and left out under emulation: tests/datapath" >&2
+        echo "==> left out, as emulation takes long for it: tests/datapath (name it behind the kernel)" >&2
     fi
 }
 

@@ -48,6 +48,9 @@ _SUMS = ("lost", "ce", "heard")
 _RUNS = ("good_run", "fair_run")
 _WORDS = SIGNALS.itemsize // 8
 
+#: What a window can hold; more than that is no window.
+_MOST_OFFERED = 2**32 - 1
+
 _MEMORY = np.dtype(
     [
         ("before", SIGNALS),  # at the last step
@@ -137,8 +140,8 @@ class Detector:
             before_us = memory["offered_rtt_us"][slot]
             memory["offered_rtt_us"][slot] = min(before_us, rtt_us) if before_us else rtt_us
             memory["offered_round_trips"][slot] += round_trips
-        memory["offered_sent"][slot] += sent
-        memory["offered_lost"][slot] += min(lost, sent)
+        for name, count in (("offered_sent", sent), ("offered_lost", min(lost, sent))):
+            memory[name][slot] = min(int(memory[name][slot]) + count, _MOST_OFFERED)
 
     def step(self, now_s: float, slots: Slots, signals: Signals) -> Slots:
         """Look at the next window of these flows; the slots of those whose state is another one now."""

@@ -111,10 +111,13 @@ class Estimates:
         explanation = self._conditions.explain(flow.id)
         return Judgement(since_s=flow.begun_s) if explanation is None else explanation.judgement
 
-    def explain(self, flow: Flow) -> tuple[Explanation | None, FlowFundamentals | None]:
-        """What is said of a flow and why, None where it is not judged; and what is known of an adaptive one's path."""
+    def explain(self, flow: Flow, *, path: bool) -> tuple[Explanation | None, FlowFundamentals | None]:
+        """What is said of a flow and why, None where it is not judged; and what is known of an adaptive one's path.
+
+        `path`: whether the caller may know that.
+        """
         estimate = None
-        if flow.host is not None and self.tracking.has(flow.id, flow.host):
+        if path and flow.host is not None and self.tracking.has(flow.id, flow.host):
             estimate = self._paths.estimate(flow.host)
         return self._conditions.explain(flow.id), estimate
 

@@ -29,7 +29,7 @@ class Deniable(StrEnum):
     TRAFFIC_TYPE = "traffic_type"  #: setting another one; that of a new flow belongs to `flows`
     RATE = "rate"
     DSCP = "dscp"
-    ESTIMATES = "estimates"  #: fundamentals, notifications and tracking
+    ESTIMATES = "estimates"  #: fundamentals, notifications, reports and tracking
 
 
 @dataclass(frozen=True, slots=True)

@@ -307,7 +307,7 @@ class Service:
     def explain(self, handle: int, flow: int) -> Explained:
         """Everything about one flow, and why it is said to be congested or not, as `details`."""
         found = self._visible(self._handles.find(handle), flow)
-        explanation, estimate = self._estimates.explain(found)
+        explanation, estimate = self._estimates.explain(found, path=Deniable.ESTIMATES not in self._rules.deny)
         return Explained(now_s=self._clock(), explanation=explanation, estimate=estimate, view=self._view(found))
 
     def cancel(self, handle: int, request: int) -> None:

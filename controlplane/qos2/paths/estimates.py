@@ -14,7 +14,6 @@ from qos2.model import (
     Dscp,
     FlowFundamentals,
     FlowId,
-    Method,
     Quality,
     Reach,
     RemoteHost,
@@ -154,12 +153,12 @@ class MeasuredPaths:
         """How many of these have a reflector that answers."""
         return sum(way.probing is not None and way.probing.reflector is True for way in self._ways.values())
 
-    def census(self) -> Counter[tuple[str, Quality, Method]]:
-        """Of how many hosts in use a quantity is known, by its quality and method."""
+    def census(self) -> Counter[tuple[str, Quality]]:
+        """Of how many hosts in use a quantity is known, by its quality."""
         now_s = self._clock()
         known = [way.estimate(now_s) for way in self._ways.values()]
         return Counter(
-            (quantity, statement.quality, statement.method)
+            (quantity, statement.quality)
             for estimate in known
             if estimate is not None
             for quantity, statement in estimate.statements.items()
