@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qos2.core.congestion import HISTORY
+from qos2.core.history import HISTORY
 from qos2.model import (
     Bandwidth,
     Cause,

@@ -8,19 +8,19 @@ ones of the last few make a flow congested, many good ones in turn free it (core
 Windows that brought nothing new are passed over. Of a flow that goes silent nothing is known after a while.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qos2.core.history import CAUSES, STATES, History
 from qos2.core.signals import SIGNALS, Signals, Slots
 from qos2.core.thresholds import Thresholds
 from qos2.core.window import METHODS, PROBE, REPORT, Flags, Memory, Window
-from qos2.model import Cause, Explanation, FlowState, Judgement, Method
+from qos2.model import Cause, Explanation, FlowState, Method
 
-#: Changes remembered of each flow.
-HISTORY = 10
 #: Windows between which there was silence for so long are no neighbours.
 NEIGHBOURS_S = 2.0
 #: Good windows before anything is said of a flow; or so many that are not bad, since bursts may wait for themselves.
@@ -37,16 +37,18 @@ OWN_DELAY_MARGIN = 2.0
 #: round trip if that is longer, up to the latter (Linux: TCP_DELACK_MIN and _MAX).
 DELAYED_ACK_US = (40_000.0, 200_000.0)
 
-_STATES = tuple(FlowState)
 _UNKNOWN, _UNCONGESTED, _RATE_LIMITED, _CONGESTED = range(4)
-assert _STATES[_CONGESTED] is FlowState.CONGESTED
-_CAUSES: tuple[Cause | None, ...] = (None, *Cause)
+assert STATES[_CONGESTED] is FlowState.CONGESTED
 _MOST_WINDOWS = 8
 _MOST_RUN = 250
 _BAD = ("delay_bits", "loss_bits", "ce_bits")
 _SUMS = ("lost", "ce", "heard")
 _RUNS = ("good_run", "fair_run")
 _WORDS = SIGNALS.itemsize // 8
+_EVIDENCE = (
+    *("rtt_us", "baseline_rtt_us", "queue_delay_us", "own_delay_us"),
+    *("loss", "ce_share", "bad_windows", "limit_queue_delay_us"),
+)
 
 #: What a window can hold; more than that is no window.
 _MOST_OFFERED = 2**32 - 1
@@ -102,7 +104,14 @@ class Detector:
         #: What the sums are made of, by window and slot.
         self._rings = {name: np.zeros((_MOST_WINDOWS, slots), np.uint32) for name in _SUMS}
         self._window_mask = (1 << thresholds.congested_window_count) - 1
-        self._history: dict[int, deque[Judgement]] = {}
+        self._history = History(slots, _EVIDENCE)
+        #: What the evidence is held against besides, the same for all flows.
+        self._limit_numbers = {
+            "limit_loss": thresholds.congested_loss,
+            "limit_ce_share": thresholds.congested_ce,
+            "limit_bad_windows": float(thresholds.congested_bad_windows),
+            "limit_windows": float(thresholds.congested_window_count),
+        }
         self._last_s: float | None = None
 
     def begin(self, slot: int, now_s: float) -> None:
@@ -114,11 +123,11 @@ class Detector:
         self._memory["judged"][slot] = True
         for name in ("begun_s", "since_s", "evidence_s"):
             self._memory[name][slot] = now_s
+        self._history.begin(slot, now_s)
 
     def end(self, slot: int) -> None:
         """It is not any more."""
         self._memory["judged"][slot] = False
-        self._history.pop(slot, None)
 
     def offer(
         self,
@@ -160,19 +169,20 @@ class Detector:
         del memory["before"]
         for name, array in memory.items():
             self._memory[name][slots] = array
-        for slot in slots[changed]:
-            self._remember(int(slot))
+        if changed.any():
+            news = {name: array[changed] for name, array in memory.items()}
+            self._history.add(slots[changed], now_s, news["state"], news["cause"], self._evidence(news))
         return slots[changed]
 
     def state(self, slot: int) -> FlowState:
-        return _STATES[int(self._memory["state"][slot])]
+        return STATES[int(self._memory["state"][slot])]
 
     def explain(self, slot: int) -> Explanation:
         """What is said of a flow, and why."""
         memory = self._of(slot)
-        history = self._history.get(slot)
-        changes = (Judgement(since_s=float(memory["since_s"])),) if history is None else tuple(history)
-        return Explanation(METHODS[int(memory["source"])], changes, self._evidence(memory))
+        signals = {name: float(number) for name, number in self._evidence(memory).items()} | self._limit_numbers
+        changes = self._history.of(slot, self._limit_numbers)
+        return Explanation(METHODS[int(memory["source"])], changes, signals)
 
     def census(self) -> Mapping[tuple[FlowState, Cause | None], int]:
         """How many judged flows are in each state, by cause."""
@@ -181,7 +191,7 @@ class Detector:
         pairs, numbers = np.unique(states * 16 + causes, return_counts=True)
         return Counter(
             {
-                (_STATES[int(pair) // 16], _CAUSES[int(pair) % 16]): int(number)
+                (STATES[int(pair) // 16], CAUSES[int(pair) % 16]): int(number)
                 for pair, number in zip(pairs, numbers, strict=True)
             }
         )
@@ -297,44 +307,20 @@ class Detector:
     def _cause(self, memory: Memory) -> NDArray[np.intp]:
         """Of congestion what made most windows bad; probes where they were the ones to see it."""
         by_signal = np.stack([_bits(memory[name]) for name in _BAD])
-        causes = np.array([_CAUSES.index(each) for each in (Cause.QUEUE_DELAY, Cause.LOSS, Cause.CE)])
-        found = np.where(memory["source"] == PROBE, _CAUSES.index(Cause.PROBE), causes[by_signal.argmax(axis=0)])
-        contract = np.where(memory["state"] == _RATE_LIMITED, _CAUSES.index(Cause.CONTRACT), 0)
+        causes = np.array([CAUSES.index(each) for each in (Cause.QUEUE_DELAY, Cause.LOSS, Cause.CE)])
+        found = np.where(memory["source"] == PROBE, CAUSES.index(Cause.PROBE), causes[by_signal.argmax(axis=0)])
+        contract = np.where(memory["state"] == _RATE_LIMITED, CAUSES.index(Cause.CONTRACT), 0)
         chosen: NDArray[np.intp] = np.where(memory["state"] == _CONGESTED, found, contract)
         return chosen
 
-    def _remember(self, slot: int) -> None:
-        memory = self._of(slot)
-        history = self._history.get(slot)
-        if history is None:
-            # What it was before is told too, as the first of its changes.
-            history = self._history[slot] = deque([Judgement(since_s=float(memory["begun_s"]))], HISTORY)
-        history.appendleft(
-            Judgement(
-                _STATES[int(memory["state"])],
-                _CAUSES[int(memory["cause"])],
-                float(memory["since_s"]),
-                self._evidence(memory),
-            )
+    def _evidence(self, memory: Memory) -> dict[str, NDArray[Any]]:
+        """The numbers of the last windows (EVIDENCE), an entry per flow."""
+        heard = np.maximum(1, memory["heard"])
+        numbers = (
+            *(memory[name] for name in ("rtt_us", "baseline_us", "queue_us", "own_us")),
+            *(memory["lost"] / heard, memory["ce"] / heard, _bits(_bad_bits(memory)), memory["limit_us"]),
         )
-
-    def _evidence(self, memory: Memory) -> dict[str, float]:
-        """The numbers of the last windows, and the limits they are held against."""
-        heard = max(1, int(memory["heard"]))
-        return {
-            "rtt_us": float(memory["rtt_us"]),
-            "baseline_rtt_us": float(memory["baseline_us"]),
-            "queue_delay_us": float(memory["queue_us"]),
-            "own_delay_us": float(memory["own_us"]),
-            "loss": int(memory["lost"]) / heard,
-            "ce_share": int(memory["ce"]) / heard,
-            "bad_windows": float(int(_bad_bits(memory)).bit_count()),
-            "limit_queue_delay_us": float(memory["limit_us"]),
-            "limit_loss": self._limits.congested_loss,
-            "limit_ce_share": self._limits.congested_ce,
-            "limit_bad_windows": float(self._limits.congested_bad_windows),
-            "limit_windows": float(self._limits.congested_window_count),
-        }
+        return dict(zip(_EVIDENCE, numbers, strict=True))
 
 
 def _bad_bits(memory: Memory) -> NDArray[np.uint8]:
