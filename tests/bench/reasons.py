@@ -30,6 +30,10 @@ REASONS: dict[str, str] = {
         "who do not yield looks to it like a path of half the rate. What is available, which an application acts on, "
         "is right all the same; where a reflector answers, trains tell the bottleneck, whatever the load (UDP)."
     ),
+    "control-memory": (
+        "Judging takes 0.7 kB of every flow (the counters of its last look, its windows, its changes) and 2 MiB while a "
+        "step is computed."
+    ),
     "control-start": (
         "Nearly all of it is the compiler: bcc takes more than one second of CPU time, more of the clock where other "
         "work runs; a start with the programs in place compiles nothing."
