@@ -31,8 +31,8 @@ REASONS: dict[str, str] = {
         "is right all the same; where a reflector answers, trains tell the bottleneck, whatever the load (UDP)."
     ),
     "control-memory": (
-        "Judging takes 0.7 kB of every flow (the counters of its last look, its windows, its changes) and 2 MiB while a "
-        "step is computed."
+        "Judging takes 0.7 kB of every flow (the counters of its last look, its windows, its changes) and 2 MiB while "
+        "a step is computed."
     ),
     "control-start": (
         "Nearly all of it is the compiler: bcc takes more than one second of CPU time, more of the clock where other "

@@ -11,7 +11,7 @@ import pytest
 from qos2.core import trains
 from qos2.core.probes import ProbeKind, ProbeOutcome, ProbePlan
 from qos2.model import RemoteHost
-from qos2.paths.prober import Prober
+from qos2.paths.prober import UNTIMED_S, Prober
 from qos2.paths.probesocket import ProbeSocket
 from qos2.wire import stamp
 
@@ -29,6 +29,7 @@ class ToldReflector:
         self.socket.bind(("127.0.0.1", 0))
         self.socket.settimeout(5)
         self.counters: dict[str, int] = {}
+        self.at_arrival = False  #: whether it says that it knows when packets arrive
 
     def prober(self, clock: Callable[[], float] = time.monotonic) -> Prober:
         def here(_cookie: int, work: Callable[[], ProbeSocket]) -> ProbeSocket:
@@ -39,9 +40,11 @@ class ToldReflector:
         return made
 
     def reply(self, request: bytes, source: tuple[str, int], reached_ns: int, returned_ns: int) -> None:
-        reply = stamp.reflect(request, reached_ns=reached_ns, returned_ns=returned_ns, ttl=64)
+        reply = stamp.reflect(
+            request, reached_ns=reached_ns, returned_ns=returned_ns, ttl=64, at_arrival=self.at_arrival
+        )
         assert reply is not None
-        self.socket.sendto(reply[:38], source)
+        self.socket.sendto(reply if self.at_arrival else reply[:38], source)
 
     def outcome(self, plan: ProbePlan, times: Callable[[int], tuple[int, int]]) -> ProbeOutcome:
         """What comes of replies with these times, since BEGIN_NS, by their number; all are 20 ms late."""
@@ -104,6 +107,41 @@ def test_a_packet_that_came_as_if_it_had_been_waited_for_had_waited(reflector: T
         BURST, lambda number: (number * 500_000, number * 500_000 + (480_000 if number == 9 else 200_000))
     )
     assert (trains.burst(found), reflector.counters["untimed"]) == (None, 1)
+
+
+def test_who_was_not_believed_once_is_not_for_a_while(reflector: ToldReflector) -> None:
+    now_s = 1000.0
+
+    def train(prober: Prober, gap_ns: int) -> ProbeOutcome:
+        assert prober.send(HOST, 0, BURST)
+        for number in range(BURST.count):
+            request, source = reflector.socket.recvfrom(2000)
+            reflector.reply(request, source, BEGIN_NS + number * gap_ns, BEGIN_NS + number * gap_ns)
+        ends_s = time.monotonic() + 10
+        while time.monotonic() < ends_s:
+            for _host, found in prober.take():
+                return found
+            time.sleep(0.002)
+        raise TimeoutError
+
+    with closing(reflector.prober(lambda: now_s)) as prober:
+        assert trains.burst(train(prober, 112_000)) is not None
+        assert trains.burst(train(prober, 20_000)) is None
+        now_s += UNTIMED_S - 1
+        assert trains.burst(train(prober, 112_000)) is None
+        now_s += 2
+        assert trains.burst(train(prober, 112_000)) is not None
+        assert prober.counters["untimed"] == 2
+
+
+def test_who_says_that_he_knows_when_packets_arrive_is_believed(reflector: ToldReflector) -> None:
+    """However late its process comes to them."""
+    reflector.at_arrival = True
+    found = reflector.outcome(BURST, lambda number: (number * 500_000, number * 500_000 + 450_000))
+    burst = trains.burst(found)
+    assert burst is not None
+    assert burst.capacity == pytest.approx(22.4e6)
+    assert reflector.counters["untimed"] == 0
 
 
 def test_a_pause_of_its_process_does_not_make_a_fast_burst_a_slow_one(reflector: ToldReflector) -> None:

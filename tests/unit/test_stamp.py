@@ -1,6 +1,7 @@
 """STAMP packets, byte by byte against the figures of RFC 8762 and RFC 8972, and against another implementation."""
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -48,8 +49,13 @@ class TestSender:
         assert pack_probe(7, SENT_NS, 44) == b"\0\0\0\7" + NTP + ERROR + bytes(30)
 
     def test_padding_is_a_tlv_of_its_own(self) -> None:
-        assert pack_probe(7, SENT_NS, 1372)[44:] == b"\x80\x01\x05\x2c" + bytes(1324)
+        assert pack_probe(7, SENT_NS, 55)[44:] == b"\x80\x01\0\x07" + bytes(7)
         assert pack_probe(7, SENT_NS, 48)[44:] == b"\x80\x01\0\0"
+
+    def test_where_there_is_room_it_asks_how_times_are_taken(self) -> None:
+        asked = b"\x80\x03\0\x04\0\0\0\0"
+        assert pack_probe(7, SENT_NS, 56)[44:] == asked + b"\x80\x01\0\0"
+        assert pack_probe(7, SENT_NS, 1372)[44:] == asked + b"\x80\x01\x05\x24" + bytes(1316)
 
     def test_what_is_too_little_for_a_tlv_is_zeros(self) -> None:
         assert pack_probe(7, SENT_NS, 47)[44:] == bytes(3)
@@ -64,7 +70,7 @@ class TestSender:
 
 
 class TestReflector:
-    def reply(self, request: bytes, **others: int) -> bytes | None:
+    def reply(self, request: bytes, **others: Any) -> bytes | None:
         return reflect(request, reached_ns=SENT_NS + 5_000, returned_ns=SENT_NS + 9_000, ttl=63, **others)
 
     def test_a_reply_has_the_times_of_both_and_the_ttl(self) -> None:
@@ -119,6 +125,8 @@ class TestReflector:
             (b"\x80\x04\0\x04\xb8\0\0\0", b"\0\x04\0\x04\xba\xe4\0\0"),  # class of service: 46, arrived with 46
             (b"\x80\x04\0\x04\x28\0\0\0", b"\0\x04\0\x04\x2a\xe5\0\0"),  # 10, and that is not obeyed
             (b"\x80\x04\0\x02\xb8\0", b"\x40\x04\0\x02\xb8\0"),
+            (b"\x80\x03\0\x04\0\0\0\0", b"\0\x03\0\x04\5\3\5\3"),  # timestamp information: by a process
+            (b"\x80\x03\0\x03\0\0\0", b"\x40\x03\0\x03\0\0\0"),
             (bytes(9), bytes(9)),
         ],
     )
@@ -144,7 +152,31 @@ class TestReflected:
         times = SENT_NS, SENT_NS + there, SENT_NS + there + back
         reply = reflect(pack_probe(sequence, SENT_NS, size), reached_ns=times[1], returned_ns=times[2], ttl=ttl)
         assert reply is not None
-        assert unpack_reflected(reply) == Reflected(sequence, sequence, *times)
+        assert unpack_reflected(reply) == Reflected(sequence, sequence, *times, at_arrival=False)
+
+    @pytest.mark.parametrize(
+        ("answer", "at_arrival"),
+        [
+            (b"\0\x03\0\x04\5\1\5\3", True),  # by hardware
+            (b"\0\x03\0\x04\5\2\5\3", True),  # by the kernel
+            (b"\0\x03\0\x04\5\3\5\3", False),  # by a process
+            (b"\x80\x03\0\x04\5\2\5\3", False),  # not understood
+            (b"\0\x01\0\x04\5\2\5\3", False),  # padding
+            (b"\0\x03\0\x04\5\2", False),  # cut off
+            (b"", False),
+        ],
+    )
+    def test_it_may_say_how_it_takes_times(self, answer: bytes, at_arrival: bool) -> None:
+        reply = reflect(pack_probe(7, SENT_NS, 44), reached_ns=SENT_NS, returned_ns=SENT_NS, ttl=1)
+        assert reply is not None
+        assert unpack_reflected(reply + answer).at_arrival is at_arrival
+
+    def test_ours_says_so(self) -> None:
+        probe = pack_probe(7, SENT_NS, 1372)
+        reply = reflect(probe, reached_ns=SENT_NS, returned_ns=SENT_NS, ttl=1, at_arrival=True)
+        assert reply is not None
+        assert reply[44:52] == b"\0\x03\0\x04\5\2\5\3"
+        assert unpack_reflected(reply).at_arrival
 
     def test_a_reflector_may_keep_ptp_time(self) -> None:
         reply = bytearray(reflect(pack_probe(7, SENT_NS, 44), reached_ns=1, returned_ns=1, ttl=1) or b"")
@@ -152,14 +184,14 @@ class TestReflected:
         reply[12:14] = b"\x4d\xff"
         reply[16:24] = struct.pack("!II", 1_800_000_001, 400)
         assert unpack_reflected(bytes(reply)) == Reflected(
-            7, 7, SENT_NS, 1_800_000_001_000_000_400, 1_800_000_001_000_000_500
+            7, 7, SENT_NS, 1_800_000_001_000_000_400, 1_800_000_001_000_000_500, False
         )
 
     @pytest.mark.parametrize("size", [38, 41])
     def test_one_of_twamp_light_is_shorter(self, size: int) -> None:
         reply = reflect(pack_probe(7, SENT_NS, 44), reached_ns=SENT_NS, returned_ns=SENT_NS, ttl=1)
         assert reply is not None
-        assert unpack_reflected(reply[:size]) == Reflected(7, 7, SENT_NS, SENT_NS, SENT_NS)
+        assert unpack_reflected(reply[:size]) == Reflected(7, 7, SENT_NS, SENT_NS, SENT_NS, at_arrival=False)
         with pytest.raises(ValueError, match="37 bytes"):
             unpack_reflected(reply[:37])
 

@@ -44,6 +44,8 @@ LEAST_TIMED_NS = 1_000_000
 BUSY_SHARE = 0.5
 #: ... or one packet, it says, came so soon after it was done with the one before.
 AT_ONCE_SHARE = 0.1
+#: After such a train none from there is believed for so long: now and then one looks as if it had been timed.
+UNTIMED_S = 30.0
 #: How far the wall clock, which times probes, and the daemon's may go apart before the first was set.
 CLOCK_STEP_NS = 5_000_000
 #: A sleep shorter than this is not worth its inaccuracy: packets of a faster train leave in pairs.
@@ -68,6 +70,7 @@ class _Task:
     ends_s: float | None = None  #: when to stop waiting; None before all is sent
     packets: list[ProbePacket | None] = field(default_factory=list)
     missing: int = 0
+    doubtful: bool = False  #: the reflector does not say that it knows when packets arrive
 
 
 class Prober:
@@ -92,6 +95,7 @@ class Prober:
         self._sockets: dict[tuple[RemoteHost, int], ProbeSocket] = {}
         self._round_trip_s: dict[RemoteHost, float] = {}
         self._warned: set[RemoteHost] = set()
+        self._untimed_s: dict[RemoteHost, float] = {}  #: when a train from there was last found to be untimed
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.epoll()
         self._poll.register(self._wake, select.EPOLLIN)
@@ -190,6 +194,7 @@ class Prober:
         for host in shut:
             self._round_trip_s.pop(host, None)
             self._warned.discard(host)
+            self._untimed_s.pop(host, None)
             for key in [key for key in self._sockets if key[0] == host]:
                 probe_socket = self._sockets.pop(key)
                 self._poll.unregister(probe_socket)
@@ -263,8 +268,9 @@ class Prober:
                 if task is None or task.packets[index] is not None:
                     self.counters["late"] += 1
                     continue
-                packet = self._checked(task, ProbePacket(task.sent_ns[index], *arrival[1:]))
+                packet = self._checked(task, ProbePacket(task.sent_ns[index], *arrival[1:4]))
                 if packet is not None:
+                    task.doubtful |= not arrival.at_arrival
                     task.packets[index] = packet
                     task.missing -= 1
         except OSError as error:
@@ -291,6 +297,11 @@ class Prober:
             _LOG.warning("%s cannot be probed: %s", task.host, error)
         task.missing = 0
 
+    def _is_untimed(self, task: _Task, answered: list[ProbePacket], now_s: float) -> bool:
+        if _untimed(task.plan.kind, answered):
+            self._untimed_s[task.host] = now_s
+        return now_s - self._untimed_s.get(task.host, float("-inf")) < UNTIMED_S
+
     def _finish(self, task: _Task, now_s: float) -> None:
         answered = [each for each in task.packets if each is not None]
         self.counters["answered"] += len(answered)
@@ -298,7 +309,7 @@ class Prober:
         if answered:
             last = answered[-1]
             self._round_trip_s[task.host] = max(0.0, (last.received_ns - last.sent_ns) / 1e9)
-        if task.plan.kind is not ProbeKind.SINGLE and _untimed(task.plan.kind, answered):
+        if task.plan.kind is not ProbeKind.SINGLE and task.doubtful and self._is_untimed(task, answered, now_s):
             self.counters["untimed"] += 1
             # In one moment of the reflector's clock: nothing is concluded from that.
             task.packets = [each and each._replace(reached_ns=0, returned_ns=0) for each in task.packets]

@@ -30,12 +30,16 @@ _RECEIVE_BYTES = 2048
 
 
 class Arrival(NamedTuple):
-    """A reply: which probe it answers (a count since the first), and the reflector's two times and our last one."""
+    """A reply: which probe it answers (a count since the first), and the reflector's two times and our last one.
+
+    `at_arrival`: the reflector says that its first time is that of the arrival.
+    """
 
     number: int
     reached_ns: int
     returned_ns: int
     received_ns: int
+    at_arrival: bool
 
 
 class ProbeSocket:
@@ -109,7 +113,7 @@ class ProbeSocket:
                 yield None
                 continue
             number = (reply.sender_sequence - self._first) & 0xFFFF_FFFF
-            yield Arrival(number, reply.reached_ns, reply.returned_ns, received_ns)
+            yield Arrival(number, reply.reached_ns, reply.returned_ns, received_ns, reply.at_arrival)
 
     def close(self) -> None:
         self._socket.close()

@@ -148,6 +148,7 @@ class Reflector:
             ttl=ttl,
             dscp=tos >> 2,
             ecn=tos & 3,
+            at_arrival=reached_ns != 0,
         )
         if reply is None:
             return "too_short"

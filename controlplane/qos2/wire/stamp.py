@@ -26,7 +26,14 @@ _PTP = 0x4000
 _OWN_ERROR = 13 << 8 | 0xFF
 
 _EXTRA_PADDING = 1
+_TIMESTAMP_INFORMATION = 3
 _CLASS_OF_SERVICE = 4
+#: Length of the value, of those that have a fixed one.
+_LENGTHS = {_TIMESTAMP_INFORMATION: 4, _CLASS_OF_SERVICE: 4}
+_KNOWN = frozenset({_EXTRA_PADDING, *_LENGTHS})
+#: Timestamp Information (RFC 8972, 4.3): sources of synchronisation, and how times are taken.
+_FREE_RUNNING = 5
+_HARDWARE, _KERNEL, _PROCESS = 1, 2, 3  # HW Assist, SW Local, Control Plane
 _UNRECOGNISED, _MALFORMED = 0x80, 0x40
 
 _NTP_EPOCH_S = 2_208_988_800  # from 1900 to 1970
@@ -59,10 +66,13 @@ class Reflected(NamedTuple):
     sent_ns: int
     reached_ns: int
     returned_ns: int
+    at_arrival: bool  #: it says that `reached_ns` was taken by hardware or kernel, not when its process came to it
 
 
 def pack_probe(sequence: int, sent_ns: int, total_bytes: int) -> bytes:
-    """A sender's packet of `total_bytes` (at least BASE_BYTES), padded by a TLV, by zeros where that has no room.
+    """A sender's packet of `total_bytes` (at least BASE_BYTES): it asks how the reflector takes times, and is padded.
+
+    Each by a TLV, where there is room; else by zeros.
 
     Raises ValueError for fewer bytes, or for more than a datagram holds.
     """
@@ -70,8 +80,11 @@ def pack_probe(sequence: int, sent_ns: int, total_bytes: int) -> bytes:
     if not 0 <= padding <= 0xFFFF:
         raise ValueError(f"a STAMP packet of {total_bytes} bytes")
     packet = _SENDER.pack(sequence & 0xFFFF_FFFF, ntp_of_ns(sent_ns), _OWN_ERROR, 0).ljust(BASE_BYTES, b"\0")
+    # A sender sets U; a reflector that knows the type clears it (RFC 8972, section 4).
+    if padding >= 2 * _TLV.size + 4:
+        packet += _TLV.pack(_UNRECOGNISED, _TIMESTAMP_INFORMATION, 4) + bytes(4)
+        padding -= _TLV.size + 4
     if padding >= _TLV.size:
-        # A sender sets U; a reflector that knows the type clears it (RFC 8972, section 4).
         packet += _TLV.pack(_UNRECOGNISED, _EXTRA_PADDING, padding - _TLV.size)
     return packet.ljust(total_bytes, b"\0")
 
@@ -81,7 +94,8 @@ def unpack_reflected(payload: bytes | memoryview) -> Reflected:
     if len(payload) < _READ.size:
         raise ValueError(f"a reflector's packet of {len(payload)} bytes")
     returned_sequence, returned, error, _session, reached, sequence, sent, sender_error = _READ.unpack_from(payload)
-    return Reflected(returned_sequence, sequence, _ns(sent, sender_error), _ns(reached, error), _ns(returned, error))
+    times = _ns(sent, sender_error), _ns(reached, error), _ns(returned, error)
+    return Reflected(returned_sequence, sequence, *times, _taken_at_arrival(payload))
 
 
 def reflect(
@@ -93,11 +107,13 @@ def reflect(
     dscp: int = 0,
     ecn: int = 0,
     sequence: int | None = None,
+    at_arrival: bool = False,
 ) -> bytes | None:
     """The reply to a sender's packet, as long as that; None for what is too short to be one.
 
     `ttl`, `dscp` and `ecn` are what the packet arrived with, `dscp` also what the reply will have; `sequence` is the
-    reflector's own count, None: it keeps none and repeats the sender's (stateless, RFC 8762, 4.2). TLVs are returned,
+    reflector's own count, None: it keeps none and repeats the sender's (stateless, RFC 8762, 4.2). `at_arrival`: the
+    kernel took `reached_ns`. TLVs are returned,
     those that are not understood flagged. From LEAST_BYTES on it may be a sender of TWAMP-Light.
     """
     if len(payload) < LEAST_BYTES:
@@ -114,7 +130,9 @@ def reflect(
         error,
         ttl,
     )
-    return head.ljust(min(BASE_BYTES, len(payload)), b"\0") + _returned(bytearray(payload[BASE_BYTES:]), dscp, ecn)
+    return head.ljust(min(BASE_BYTES, len(payload)), b"\0") + _returned(
+        bytearray(payload[BASE_BYTES:]), dscp, ecn, at_arrival
+    )
 
 
 def is_reflected(payload: bytes | memoryview) -> bool:
@@ -131,7 +149,7 @@ def is_reflected(payload: bytes | memoryview) -> bool:
     return bool(reached) and (stay_s + _LONGEST_STAY_S) % _ERA_S <= 2 * _LONGEST_STAY_S  # a clock may be set back
 
 
-def _returned(tlvs: bytearray, dscp: int, ecn: int) -> bytearray:
+def _returned(tlvs: bytearray, dscp: int, ecn: int, at_arrival: bool) -> bytearray:
     """The TLVs of a request as a reply has them. What follows a malformed one is repeated as it came."""
     at = 0
     while at + _TLV.size <= len(tlvs):
@@ -139,8 +157,8 @@ def _returned(tlvs: bytearray, dscp: int, ecn: int) -> bytearray:
         if kind == 0 and length == 0:
             break  # no TLV but zeros: the padding of a sender that knows none
         end = at + _TLV.size + length
-        tlvs[at] = 0 if kind in (_EXTRA_PADDING, _CLASS_OF_SERVICE) else _UNRECOGNISED
-        if end > len(tlvs) or (kind == _CLASS_OF_SERVICE and length != 4):
+        tlvs[at] = 0 if kind in _KNOWN else _UNRECOGNISED
+        if end > len(tlvs) or length != _LENGTHS.get(kind, length):
             tlvs[at] |= _MALFORMED
             break
         if kind == _CLASS_OF_SERVICE:
@@ -148,8 +166,18 @@ def _returned(tlvs: bytearray, dscp: int, ecn: int) -> bytearray:
             # erratum 8199). Who asks for something else than what arrived is not obeyed, and RP says so.
             asked = tlvs[at + 4] >> 2
             tlvs[at + 4 : at + 6] = (asked << 10 | dscp << 4 | ecn << 2 | (asked != dscp)).to_bytes(2)
+        elif kind == _TIMESTAMP_INFORMATION:
+            tlvs[at + 4 : end] = _FREE_RUNNING, _KERNEL if at_arrival else _PROCESS, _FREE_RUNNING, _PROCESS
         at = end
     return tlvs
+
+
+def _taken_at_arrival(payload: bytes | memoryview) -> bool:
+    """Whether a reply has an answer to what `pack_probe` asks for, and that is no process."""
+    if len(payload) < BASE_BYTES + _TLV.size + 4:
+        return False
+    asked = _TLV.unpack_from(payload, BASE_BYTES) == (0, _TIMESTAMP_INFORMATION, 4)
+    return asked and payload[BASE_BYTES + _TLV.size + 1] in (_HARDWARE, _KERNEL)
 
 
 def _ns(timestamp: int, error: int) -> int:
