@@ -12,6 +12,10 @@
  * ns, so a contract is never exceeded; below 10 Gbit/s a full packet loses less than 0.1 % by it.
  * There is no product of rate and idle time, so no idle time can overflow it.
  *
+ * Linux has that instruction for eBPF since 5.12. Before (QOS_WITHOUT_COMPARE_AND_SWAP) a flow that
+ * sends is charged by an atomic addition, which loses nothing. Only the first packet after a pause is
+ * charged by a plain store: what other CPUs charge in that same moment may be forgotten.
+ *
  * Pure: plain pointers and a clock given by the caller. Included by qos.bpf.c and by native tests.
  */
 #ifndef QOS_BUCKET_H
@@ -48,9 +52,17 @@ static __always_inline u64 bucket_wait_ns(u64 tat_ns, u64 now_ns, u64 need_ns, u
 /* One attempt to charge `cost_ns` against the state `seen_ns`; false: another CPU was faster. */
 static __always_inline int bucket_charge(u64 *tat_ns, u64 seen_ns, u64 now_ns, u64 cost_ns)
 {
+#ifdef QOS_WITHOUT_COMPARE_AND_SWAP
+	if (seen_ns >= now_ns)
+		__sync_fetch_and_add(tat_ns, cost_ns);
+	else
+		*(volatile u64 *)tat_ns = now_ns + cost_ns;
+	return 1;
+#else
 	u64 start = seen_ns > now_ns ? seen_ns : now_ns;
 
 	return __sync_val_compare_and_swap(tat_ns, seen_ns, start + cost_ns) == seen_ns;
+#endif
 }
 
 #endif

@@ -23,7 +23,10 @@
 #include "dsfield.h"
 #include "bucket.h"
 
-/* From the loader: QOS_SLOTS, QOS_PINS (a folder of bpffs, as a string), QOS_LINK_BYTES (14, or 0 without Ethernet). */
+/*
+ * From the loader: QOS_SLOTS, QOS_PINS (a folder of bpffs, as a string), QOS_LINK_BYTES (14, or 0 without Ethernet),
+ * and, for kernels before 5.12, QOS_WITHOUT_COMPARE_AND_SWAP.
+ */
 #define QOS_TABLE(type, key, value, name, entries, flags) \
 	BPF_F_TABLE(type ":" QOS_PINS "/" #name, key, value, name, entries, flags)
 
@@ -114,8 +117,12 @@ static __always_inline void tell(struct flow_cold *c, u32 flow_id, u32 kind, u64
 
 	if (now_ns - last_ns < QOS_EVENT_INTERVAL_NS)
 		return;
+#ifdef QOS_WITHOUT_COMPARE_AND_SWAP
+	c->last_event_ns = now_ns; /* two CPUs at once may both tell */
+#else
 	if (__sync_val_compare_and_swap(&c->last_event_ns, last_ns, now_ns) != last_ns)
 		return; /* another CPU tells */
+#endif
 	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event) {
 		count(QOS_COUNTER_EVENT_LOST);

@@ -22,6 +22,7 @@ from qos2.datapath import abi, binding, preset, shapers
 from qos2.datapath.devices import Devices, degraded
 from qos2.datapath.flowmaps import FlowMaps
 from qos2.datapath.hostsockets import HostSockets
+from qos2.datapath.instructions import has_compare_and_swap
 from qos2.datapath.maps import Map, PerCpuCounters, RingBuffer
 from qos2.datapath.pins import Pins
 from qos2.datapath.programs import Programs, cgroup_mount
@@ -232,6 +233,7 @@ class KernelDatapath:
                 "htb": "htb" in kinds,
                 "cgroup2": cgroup_mount() is not None,
                 "netns_cookie": self.own_netns_cookie != 0,
+                "compare_and_swap": has_compare_and_swap(),
             },
             counters={name.label: counters[name] for name in abi.Counter} | self.devices.loads.failures,
             events={kind.label: number for kind, number in self._events.items()},

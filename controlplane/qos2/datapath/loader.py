@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qos2.datapath.instructions import has_compare_and_swap
 from qos2.errors import MissingKernelFeature, QosError
 
 SOURCE = Path(__file__).resolve().parent.parent / "bpf"
@@ -101,6 +102,7 @@ def compile_flags(pins: Path, slots: int, link: str, headers: Headers, folder: P
         f"-DQOS_SLOTS={slots}",
         f'-DQOS_PINS="{pins}"',
         f"-DQOS_LINK_BYTES={LINK_BYTES[link]}",
+        *(() if has_compare_and_swap() else ("-DQOS_WITHOUT_COMPARE_AND_SWAP",)),
         "-Wno-unused-function",
         "-Werror=implicit-function-declaration",
     ]
