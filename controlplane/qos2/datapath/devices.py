@@ -15,10 +15,10 @@ from typing import TypeVar
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.datapath import hook
 from qos2.datapath.deviceload import DeviceLoads, Sampled
-from qos2.datapath.links import Device, LinkWatch, Namespace
+from qos2.datapath.links import Change, Device, LinkWatch, Namespace, namespaces_of_host
 from qos2.datapath.maps import open_pin
 from qos2.datapath.routes import device_index, reach
-from qos2.datapath.shapers import DeviceShaper, shaper_for
+from qos2.datapath.shapers import DeviceShaper, remove_qdisc, shaper_for
 from qos2.errors import DatapathError, DeviceGone, QosError
 from qos2.model import DeviceStatus, Reach, RemoteHost, Shaper
 
@@ -47,6 +47,7 @@ class _Place:
     watch: LinkWatch
     own: bool
     attached: dict[int, _Attachment] = field(default_factory=dict)
+    incomplete: bool = False  #: some device could not be attached: it is tried again
     tso_rtt_log_before: str | None = None
 
 
@@ -64,7 +65,7 @@ class Devices:
     ) -> None:
         """`programs` gives the pin folder for a link layer, `links` is that of our links.
 
-        `names` limits the own namespace to these devices.
+        `names` limits the own namespace to these devices; one that is renamed stays attached.
         """
         self._folder_of = programs
         self._programs: dict[str, dict[str, int]] = {}
@@ -97,7 +98,7 @@ class Devices:
     def take_over(self) -> None:
         """Finds the other namespaces in which a daemon that was killed left its links, and attaches them again."""
         wanted = {int(pin.name.partition("-")[0]) for pin in self._links.iterdir()} - self._places.keys()
-        for descriptor in _namespaces_of_host() if wanted else ():
+        for descriptor in namespaces_of_host() if wanted else ():
             namespace = Namespace(descriptor)
             if namespace.cookie in wanted and namespace.cookie not in self._places:
                 self._open(namespace, own=False)
@@ -149,9 +150,15 @@ class Devices:
     def follow(self, cookie: int) -> None:
         """Reads what a watch has to tell and attaches or lets go of devices accordingly."""
         place = self._places.get(cookie)
-        if place is not None and place.watch.read_events():
-            self.loads.renew_speeds(cookie)
-            self._refresh(place)
+        events = [] if place is None else place.watch.read_events()
+        if place is None or not events:
+            return
+        self.loads.renew_speeds(cookie)
+        for event in events:
+            # Also where another one has its index by now: what was attached went with it.
+            if event.change is Change.REMOVED and event.index in place.attached:
+                self._detach(place, place.attached[event.index])
+        self._refresh(place)
 
     def shape(self, minor: int, bandwidth: int, namespaces: frozenset[int]) -> None:
         """Holds a flow to `bandwidth` bits/s on the devices of these namespaces (empty: of all)."""
@@ -192,19 +199,21 @@ class Devices:
     def idle(self, used: Set[int], now_s: float) -> None:
         """Once a second: qdiscs that no flow has needed for a while go, and namespaces that are not in `used`.
 
-        Where somebody has put another qdisc under our flows, the device gets the shaper that suits it now.
+        Where somebody has put another qdisc under our flows, the device gets the shaper that suits it now; where
+        somebody removed our program, it is attached again. A device that fails is a problem, not the end.
         """
         for cookie, place in self._places.items():
+            if place.incomplete:
+                self._refresh(place)
             for attachment in place.attached.values():
-                if not attachment.shaper.in_place():
-                    self._reshape(cookie, place, attachment)
-                elif attachment.shaper.flows:
-                    attachment.unused_since_s = None
-                    attachment.shaper.idle()  # classes of flows that have ended
-                elif attachment.unused_since_s is None:
-                    attachment.unused_since_s = now_s
-                elif now_s - attachment.unused_since_s >= HOLD_SECONDS:
-                    attachment.shaper.idle()
+                try:
+                    self._keep(cookie, place, attachment, now_s)
+                    self.problems.pop(attachment.hook.pin_path.name, None)
+                except DeviceGone:
+                    pass  # the watch will tell
+                except QosError as error:
+                    problem = f"device {attachment.device.name} is not kept as it should be: {error}"
+                    self._tell(attachment.hook.pin_path, problem)
         for cookie, place in list(self._places.items()):
             if not place.own and cookie not in used:
                 self._close(cookie, place)
@@ -278,6 +287,7 @@ class Devices:
         if self._tso_rtt_log is not None:
             self._set_tso_rtt_log(place, self._tso_rtt_log)
         self._refresh(place)
+        self._let_go_of_leftovers(place)
 
     def _close(self, cookie: int, place: _Place) -> None:
         del self._places[cookie]
@@ -290,11 +300,16 @@ class Devices:
 
     def _wanted(self, place: _Place) -> dict[int, Device]:
         devices = place.namespace.devices() if place.own and self._names else place.namespace.bottom_devices()
-        return {d.index: d for d in devices if not (place.own and self._names) or d.name in self._names}
+        return {
+            device.index: device
+            for device in devices
+            if not (place.own and self._names) or device.name in self._names or device.index in place.attached
+        }
 
     def _refresh(self, place: _Place) -> None:
         """Makes the attached devices those that are wanted now. A device that fails is a problem, not the end."""
         wanted = self._wanted(place)
+        place.incomplete = False
         for index, attachment in list(place.attached.items()):
             if index not in wanted:
                 self._detach(place, attachment)
@@ -304,20 +319,62 @@ class Devices:
         for index, device in wanted.items():
             if index in place.attached:
                 continue
+            pin = self._pin(place, index)
             try:
-                self._attach(place, device)
-                self.problems.pop(device.name, None)
+                self._attach(place, device, pin)
+                self.problems.pop(pin.name, None)
             except QosError as error:
-                _LOG.warning("device %s is not attached: %s", device.name, error)
-                self.problems[device.name] = f"device {device.name} is not attached: {error}"
+                place.incomplete = True
+                self._tell(pin, f"device {device.name} is not attached: {error}")
 
-    def _attach(self, place: _Place, device: Device) -> None:
+    def _let_go_of_leftovers(self, place: _Place) -> None:
+        """What a daemon that was killed had attached to devices which have left since, or are no longer to be watched.
+
+        A device in another namespace would meet the program a second time there, and be charged twice.
+        """
+        for pin in list(self._links.glob(f"{place.namespace.cookie}-*")):
+            index = int(pin.name.rpartition("-")[2])
+            if index in place.attached:
+                continue
+            try:
+                left = hook.adopt(place.namespace, index, pin)
+                if left is not None:
+                    hook.detach(left)
+                remove_qdisc(place.namespace, index)
+            except DatapathError as error:
+                self._tell(pin, f"device {index} is left as an earlier daemon had it: {error}")
+
+    def _attach(self, place: _Place, device: Device, pin: Path) -> None:
         shaper = shaper_for(place.namespace, device)
-        pin = self._links / f"{place.namespace.cookie}-{device.index}"
         attached = hook.attach(place.namespace, device.index, self._program_for(shaper, device), pin, self._hook_kind)
         place.attached[device.index] = _Attachment(device, attached, shaper)
         self._set_flows(place.namespace.cookie, shaper)
         _LOG.info("device %s: %s, %s (%s)", device.name, attached.kind, shaper.kind.value, shaper.why)
+
+    def _keep(self, cookie: int, place: _Place, attachment: _Attachment, now_s: float) -> None:
+        if not hook.in_place(attachment.hook):
+            device, program = attachment.device, self._program_for(attachment.shaper, attachment.device)
+            pin = attachment.hook.pin_path
+            attachment.hook = hook.attach(place.namespace, device.index, program, pin, self._hook_kind)
+            _LOG.warning("device %s: its program was removed; attached again", device.name)
+        if not attachment.shaper.in_place():
+            self._reshape(cookie, place, attachment)
+        elif attachment.shaper.flows:
+            attachment.unused_since_s = None
+            attachment.shaper.idle()  # classes of flows that have ended
+        elif attachment.unused_since_s is None:
+            attachment.unused_since_s = now_s
+        elif now_s - attachment.unused_since_s >= HOLD_SECONDS:
+            attachment.shaper.idle()
+
+    def _pin(self, place: _Place, index: int) -> Path:
+        return self._links / f"{place.namespace.cookie}-{index}"
+
+    def _tell(self, pin: Path, problem: str) -> None:
+        """Once, however often it is met; `pin` stands for the device."""
+        if self.problems.get(pin.name) != problem:
+            _LOG.warning("%s", problem)
+            self.problems[pin.name] = problem
 
     def _reshape(self, cookie: int, place: _Place, attachment: _Attachment) -> None:
         shaper = shaper_for(place.namespace, attachment.device)
@@ -336,6 +393,7 @@ class Devices:
 
     def _detach(self, place: _Place, attachment: _Attachment) -> None:
         del place.attached[attachment.device.index]
+        self.problems.pop(attachment.hook.pin_path.name, None)
         try:
             hook.detach(attachment.hook)
             attachment.shaper.close()
@@ -358,23 +416,6 @@ class Devices:
             return
         if place.tso_rtt_log_before is None:
             place.tso_rtt_log_before = before
-
-
-def _namespaces_of_host() -> Iterator[int]:
-    """A descriptor of every network namespace that has a process or a name (ip-netns(8)); closed with the next."""
-    seen: set[int] = set()
-    for path in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/run/netns").glob("*")):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # it has ended, or is not ours to look into
-        try:
-            inode = os.fstat(descriptor).st_ino
-            if inode not in seen:
-                seen.add(inode)
-                yield descriptor
-        finally:
-            os.close(descriptor)
 
 
 def degraded(devices: tuple[DeviceStatus, ...]) -> list[str]:

@@ -30,8 +30,9 @@ FILTER_PRIORITY = 0x51
 FILTER_HANDLE = 0x5152
 FILTER_NAME = "qos_egress"
 
-#: Text of the symbolic link at `pin_path` that remembers, through kill -9, that we added the clsact qdisc.
+#: Text of the symbolic link at `pin_path` that remembers, through kill -9, our filter and whose its clsact qdisc is.
 CLSACT_ADDED = "clsact-added-by-qos2"
+CLSACT_FOUND = "clsact-of-others"
 
 
 class _LinkCreateOptions(ctypes.Structure):
@@ -103,6 +104,19 @@ def adopt(namespace: Namespace, index: int, pin_path: Path) -> Hook | None:
         # Somebody removed our filter, or the device went with its qdiscs and another one has its index.
         _detach_clsact(hook)
     return None
+
+
+def in_place(hook: Hook) -> bool:
+    """False if the device no longer has the hook: somebody removed our filter, or the clsact qdisc with all in it.
+
+    Also where the device has gone. Raises DatapathError.
+    """
+    if hook.kind == "tcx":
+        return hook.pin_path.exists() and _tcx_device(hook.pin_path) == hook.index
+    found = TrafficControl(hook.namespace.conversation, hook.index).filter(
+        parent=CLSACT_EGRESS, priority=FILTER_PRIORITY, handle=FILTER_HANDLE
+    )
+    return found is not None and (found.kind, found.name) == ("bpf", FILTER_NAME)
 
 
 def replace(hook: Hook, program_fd: int) -> None:
@@ -196,6 +210,8 @@ def _attach_clsact(namespace: Namespace, index: int, program_fd: int, pin_path: 
         if error.number != errno.EEXIST:
             raise
     try:
+        # Before the filter: without it nobody would find, after kill -9, the namespace that the filter is in.
+        pin_path.symlink_to(CLSACT_ADDED if added else CLSACT_FOUND)
         tc.set_bpf_filter(
             program_fd,
             parent=CLSACT_EGRESS,
@@ -204,9 +220,8 @@ def _attach_clsact(namespace: Namespace, index: int, program_fd: int, pin_path: 
             name=FILTER_NAME,
             replace=False,
         )
-        if added:
-            pin_path.symlink_to(CLSACT_ADDED)
     except BaseException:
+        pin_path.unlink(missing_ok=True)
         if added:
             tc.delete_qdisc(parent=TC_H_CLSACT, handle=CLSACT_HANDLE)
         raise
@@ -218,11 +233,15 @@ def _detach_clsact(hook: Hook) -> None:
         if _own_filter(tc):
             tc.delete_filter(parent=CLSACT_EGRESS, priority=FILTER_PRIORITY, handle=FILTER_HANDLE)
         # A filter added between this look and the removal is lost: the kernel knows no "if empty".
-        if hook.pin_path.is_symlink() and _is_empty_clsact(tc):
+        if _added_clsact(hook.pin_path) and _is_empty_clsact(tc):
             tc.delete_qdisc(parent=TC_H_CLSACT, handle=CLSACT_HANDLE)
     except DeviceGone:
         pass  # its qdiscs and filters went with it
     hook.pin_path.unlink(missing_ok=True)
+
+
+def _added_clsact(pin_path: Path) -> bool:
+    return pin_path.is_symlink() and os.readlink(pin_path) == CLSACT_ADDED
 
 
 def _has_clsact(tc: TrafficControl) -> bool:

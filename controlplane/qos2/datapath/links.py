@@ -12,9 +12,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Self, TypeVar
 
 from qos2.datapath.netlink import Conversation, Message, Request, attributes, messages
@@ -191,7 +192,10 @@ class Namespace:
         except BaseException:
             os.close(self._fd)
             raise
-        raw = self._conversation.socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        try:
+            raw = self._conversation.socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        except OSError:
+            raw = bytes(8)  # before Linux 5.14 no namespace has a name: the daemon serves its own
         #: Names this namespace until the next boot; never reused. The same number as a socket's SO_NETNS_COOKIE.
         self.cookie: int = int.from_bytes(raw, "little" if struct.pack("=H", 1)[0] else "big")
 
@@ -291,6 +295,23 @@ class Namespace:
             self._conversation.close()
             os.close(self._fd)
             self._fd = -1
+
+
+def namespaces_of_host() -> Iterator[int]:
+    """A descriptor of every network namespace that has a process or a name (ip-netns(8)); closed with the next."""
+    seen: set[int] = set()
+    for path in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/run/netns").glob("*")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or is not ours to look into
+        try:
+            inode = os.fstat(descriptor).st_ino
+            if inode not in seen:
+                seen.add(inode)
+                yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 def _on_a_thread(work: Callable[[], Result]) -> Result:

@@ -125,7 +125,7 @@ class DeviceShaper(ABC):
 
     @abstractmethod
     def in_place(self) -> bool:
-        """False if somebody has put another qdisc under our flows: they need a new shaper, see shaper_for()."""
+        """False if the device has another qdisc now than this shaper works with: see shaper_for()."""
 
     @abstractmethod
     def idle(self) -> None:
@@ -170,7 +170,8 @@ class Police(_Uniform):
     kind = Shaper.POLICE
 
     def in_place(self) -> bool:
-        return True
+        """False also if there is something to hold them back with now: an administrator took his qdisc away."""
+        return choose(self._tc.root_qdisc(), available_kinds())[0] is Shaper.POLICE
 
     def idle(self) -> None:
         """Nothing was placed."""
@@ -387,6 +388,11 @@ def _check(minor: int) -> None:
 
 def _bytes_per_s(bandwidth_bits_per_s: int, factor: float) -> int:
     return max(round(bandwidth_bits_per_s * factor / 8), 1)
+
+
+def remove_qdisc(namespace: Namespace, index: int) -> None:
+    """Put the default back where an earlier daemon left its qdisc. Fine where the device has gone."""
+    _put_default_back(TrafficControl(namespace.conversation, index))
 
 
 def _put_default_back(tc: TrafficControl) -> None:

@@ -6,6 +6,7 @@ HTB's burst through floating point. pyroute2 reads the kernel's answers, except 
 which are read in bulk.
 """
 
+import errno
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from qos2.datapath.netlink import (
     NLM_F_REPLACE,
     Conversation,
     Message,
+    NetlinkRefused,
     Request,
     attribute,
     attributes,
@@ -185,6 +187,18 @@ class TrafficControl:
         """The filters at CLSACT_INGRESS or CLSACT_EGRESS."""
         request = self._request(RTM_GETTFILTER, "reading the filters", 0, parent)
         return [_filter(message) for message in self._dumped(request)]
+
+    def filter(self, *, parent: int, priority: int, handle: int) -> Filter | None:
+        """The filter for packets of every protocol with this priority and handle, None where there is none."""
+        info = priority << 16 | _big_endian16(ETH_P_ALL)
+        request = self._request(RTM_GETTFILTER, "reading a filter", handle, parent, info=info)
+        try:
+            return _filter(self._conversation.get(request))
+        except NetlinkRefused as error:
+            # No such handle or priority; no such qdisc (or one of another protocol).
+            if error.number in (errno.ENOENT, errno.EINVAL):
+                return None
+            raise
 
     def set_bpf_filter(
         self, program_fd: int, *, parent: int, priority: int, handle: int, name: str, replace: bool
