@@ -25,16 +25,15 @@ from demo.packets import Packets, rate
 from demo.processes import Daemon, Sink
 from harness.wire import Wire, eventually, port_of
 from qos2 import TrafficType
-from qos2.datapath.shapers import available_kinds
 
-pytestmark = pytest.mark.datapath
+pytestmark = [pytest.mark.datapath, pytest.mark.usefixtures("fq")]
 
 PORT = 7300
 TOLERANCE = 0.05
 SETTLE_S, SECONDS = 1.0, 4.0
 S = 1_000_000_000
 QUEUES = 4
-_SO_SNDBUFFORCE, _UDP_SEGMENT = 32, 103
+_UDP_SEGMENT = 103
 _TUNSETIFF, _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI = 0x400454CA, 0x2, 0x100, 0x1000
 
 
@@ -55,34 +54,10 @@ UDP_GSO = Load("udp-gso", socket.SOCK_DGRAM, 8 * 1472)
 TCP = Load("tcp", socket.SOCK_STREAM, 65536)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fq() -> None:
-    if "fq" not in available_kinds():
-        pytest.skip("this kernel has no fq")
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("qos2-stock") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    with Daemon(lab.app) as started:
-        yield started
-
-
 @pytest.fixture(scope="module")
 def sink(lab: Lab) -> Iterator[Sink]:
     with Sink(lab.peer, tcp=[PORT], udp=[PORT]) as receiving:
         yield receiving
-
-
-@pytest.fixture
-def wire(lab: Lab, daemon: Daemon) -> Iterator[Wire]:
-    with Wire(lab, daemon) as made:
-        yield made
 
 
 def qdiscs(lab: Lab) -> list[dict[str, object]]:
@@ -144,15 +119,6 @@ def test_a_flow_keeps_its_contract_through_fq(wire: Wire, sink: Sink, load: Load
     assert packets.dscps() == {56: len(packets)}
     assert stats.delayed_packets > 0
     assert sum(stats.dropped_packets.values()) == 0
-
-
-@pytest.mark.parametrize("mbit", [1, 10])
-def test_fq_drops_nothing_of_a_sender_with_a_large_buffer(wire: Wire, sink: Sink, mbit: int) -> None:
-    """A datagram that fq drops after the bucket was charged is rate lost: by default it queues 100 a flow."""
-    sock = connected(wire, UDP)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 21)
-    wire.handle().add_socket(sock, TrafficType.VOICE).set_rate(mbit * 1_000_000)
-    assert steady_rate(recorded(wire, sock, UDP)) == pytest.approx(mbit * 1_000_000, rel=TOLERANCE)
 
 
 def test_a_stopped_daemon_leaves_the_qdiscs_as_they_were() -> None:

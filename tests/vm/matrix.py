@@ -1,0 +1,227 @@
+"""`./dev vm`: tests on other kernels, each in a virtual machine of its own, and one table of it all: check by kernel.
+
+    matrix.py [KERNEL ...] [--json FILE] [-- PYTEST...]
+
+KERNEL is a version (6.1), `newest`, a package (linux-image-6.12-amd64), or `all`. Without any it is 6.1. Machines run
+one after the other: what they measure is measured on the host's processors. A kernel that cannot be fetched is left
+out and named in the last lines; a machine that dies is a failure (99). The exit status is the worst of all kernels'.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+#: Oldest first. The first is the oldest that is supported, and the one with everything is what most run.
+ALL = ("5.10", "6.1", "6.12", "newest")
+MAIN = "6.1"
+SMOKE = ("tests/vm/test_smoke.py",)
+#: Ten minutes on an emulated processor.
+LANE = (*SMOKE, "tests/vm/test_stock_kernel.py", "tests/lab/test_netem.py")
+#: What a kernel of a distribution can show, and whatever is judged by what leaves the wire: an hour and more, emulated.
+WHOLE = ("tests/vm", "tests/lab/test_netem.py", "tests/datapath")
+#: How long a machine may take, in seconds: six times of what an emulated processor takes, whose host may be busy.
+SECONDS = {SMOKE: 1800, LANE: 3600, WHOLE: 14400}
+OWN_SECONDS = 3600  #: for tests that are named
+
+#: Exit status of kernels.sh, and two of boot.sh.
+NO_KERNEL, NO_MACHINE, DIED = 3, 98, 99
+
+
+@dataclass
+class Outcome:
+    """What came of the tests of one check on one kernel."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        total = self.passed + self.failed + self.skipped
+        if self.failed:
+            return f"FAILED {self.failed} of {total}" if total > 1 else "FAILED"
+        if not self.passed:
+            return "skipped"
+        ok = f"{self.passed} ok" if total > 1 else "ok"
+        return f"{ok}, {self.skipped} skipped" if self.skipped else ok
+
+
+@dataclass
+class Result:
+    """What came of one kernel."""
+
+    kernel: str  #: as it was asked for
+    release: str
+    status: int  #: pytest's exit status, or DIED
+    seconds: float
+    checks: dict[str, Outcome] = field(default_factory=dict)  #: by name
+    figures: dict[str, dict[str, str]] = field(default_factory=dict)  #: test -> what it measured
+    failures: list[str] = field(default_factory=list)  #: tests
+    skips: dict[str, dict[str, int]] = field(default_factory=dict)  #: check -> reason -> tests
+
+
+def check_of(module: str, name: str) -> str:
+    """A test of test_smoke.py is a check by itself, in words; any other file is one check."""
+    folder, _, file = module.removeprefix("tests.").rpartition(".")
+    if file == "test_smoke":
+        return name.partition("[")[0].removeprefix("test_").replace("_", " ")
+    return f"{folder.replace('.', '/')}/{file}"
+
+
+def read_junit(path: Path, result: Result) -> None:
+    """Adds what the junit file of a run says to `result`. Raises ElementTree.ParseError, FileNotFoundError."""
+    for case in ElementTree.parse(path).iter("testcase"):
+        name = case.get("name", "")
+        check = check_of(case.get("classname") or name, name)
+        outcome = result.checks.setdefault(check, Outcome())
+        outcome.seconds = round(outcome.seconds + float(case.get("time", 0)), 3)
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome.failed += 1
+            result.failures.append("::".join(part for part in (case.get("classname"), name) if part))
+        elif skipped is not None:
+            outcome.skipped += 1
+            reasons, reason = result.skips.setdefault(check, {}), skipped.get("message", "no reason")
+            reasons[reason] = reasons.get(reason, 0) + 1
+        else:
+            outcome.passed += 1
+        figures = {each.get("name", ""): each.get("value", "") for each in case.iter("property")}
+        if figures:
+            result.figures[name] = figures
+
+
+def find(kernel: str) -> tuple[str, str]:
+    """(release, "") of a kernel that is unpacked now, or ("", why there is none)."""
+    with subprocess.Popen([HERE / "kernels.sh", kernel], stdout=subprocess.PIPE, text=True) as fetching:
+        said = fetching.communicate()[0].strip()
+    if fetching.returncode == 0:
+        return said, ""
+    return "", said if fetching.returncode == NO_KERNEL else f"kernels.sh ended with status {fetching.returncode}"
+
+
+def boot(kernel: str, release: str, tests: Sequence[str], seconds: int) -> Result:
+    """Runs the tests on this kernel, and shows what pytest says meanwhile."""
+    run = ROOT / ".cache" / "vm" / "runs" / release
+    environment = {"QOS_VM_SECONDS": str(seconds)} | os.environ | {"QOS_VM_RUN": str(run)}
+    junit = run / "junit.xml"
+    junit.unlink(missing_ok=True)
+    began = time.monotonic()
+    with subprocess.Popen([HERE / "boot.sh", release, *tests], env=environment) as machine:
+        try:
+            status = machine.wait()
+        except BaseException:
+            machine.terminate()  # it ends its machine
+            raise
+    result = Result(kernel, release, status, round(time.monotonic() - began, 1))
+    try:
+        if status != NO_MACHINE:
+            read_junit(junit, result)
+    except (ElementTree.ParseError, FileNotFoundError):
+        result.status = DIED  # whatever it says: pytest did not come to its end
+    return result
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """A line per check, a column per kernel."""
+    checks = list(dict.fromkeys(check for result in results for check in result.checks))
+    rows = [["check", *(result.release.removesuffix("-amd64") for result in results)]]
+    for check in checks:
+        rows.append([check, *(str(result.checks.get(check, "-")) for result in results)])
+    rows.append(["exit status", *("died" if result.status == DIED else str(result.status) for result in results)])
+    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def last_lines(results: Sequence[Result], missing: dict[str, str]) -> list[str]:
+    """What failed and what was left out, each by name."""
+    lines: list[str] = []
+    for result in results:
+        lines.extend(f"failed on {result.release}: {test}" for test in result.failures)
+        if result.status == DIED:
+            lines.append(f"failed on {result.release}: the machine died; see .cache/vm/runs/{result.release}")
+    for result in results:
+        for check, reasons in result.skips.items():
+            for reason, count in reasons.items():
+                lines.append(f"skipped on {result.release}: {check} ({count}): {reason}")
+    lines.extend(f"skipped: kernel {kernel}: {reason}" for kernel, reason in missing.items())
+    return lines
+
+
+def document(results: Sequence[Result], missing: dict[str, str]) -> dict[str, object]:
+    """What --json writes."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": {"kernel": platform.release(), "processors": os.cpu_count()},
+        "kernels": [asdict(result) for result in results],
+        "skipped": missing,
+        "exit_status": max((result.status for result in results), default=0),
+    }
+
+
+def choose(kernel: str, whole: bool) -> tuple[str, ...]:
+    """The tests for a kernel that was asked for."""
+    if kernel != MAIN:
+        return SMOKE
+    return WHOLE if whole else LANE
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0, or the worst of any kernel."""
+    parser = argparse.ArgumentParser(prog="dev vm", usage="%(prog)s [KERNEL ...] [--json FILE] [-- PYTEST...]")
+    parser.add_argument("kernels", metavar="KERNEL", nargs="*", help="as 5.10, newest, linux-image-6.12-amd64; or all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    options, tests = parser.parse_args(arguments[:end]), tuple(arguments[end + 1 :])
+    for each in options.kernels:
+        if "/" in each:
+            parser.error(f"{each} is no kernel; tests go behind --")
+    whole = "all" in options.kernels
+    kernels = dict.fromkeys(ALL if whole else options.kernels or (MAIN,))
+
+    # All of them first: unpacking takes a processor, and tests measure.
+    found = {kernel: find(kernel) for kernel in kernels}
+    missing = {kernel: reason for kernel, (release, reason) in found.items() if not release}
+    results: dict[str, Result] = {}
+    for kernel, (release, _) in found.items():
+        if not release or release in results:
+            continue
+        chosen = tests or choose(kernel, whole)
+        result = boot(kernel, release, chosen, SECONDS.get(chosen, OWN_SECONDS))
+        if result.status == NO_MACHINE:
+            missing[kernel] = "virtme-ng, which boots it, cannot be had"
+        else:
+            results[release] = result
+
+    lines = table(list(results.values())) if results else ["no kernel was run"]
+    lines += ["", *last_lines(list(results.values()), missing)]
+    sys.stdout.write("\n" + "\n".join(lines).rstrip() + "\n")
+    report = document(list(results.values()), missing)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return int(str(report["exit_status"]))
+
+
+def _terminated(number: int, _frame: object) -> None:
+    sys.exit(128 + number)  # by way of boot(), which ends its machine
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
