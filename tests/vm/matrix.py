@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -161,11 +162,16 @@ def last_lines(results: Sequence[Result], missing: dict[str, str]) -> list[str]:
     return lines
 
 
+def has_kvm() -> bool:
+    """Whether boot.sh uses hardware, by the same signs."""
+    return os.access("/dev/kvm", os.W_OK) and bool(re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()))
+
+
 def document(results: Sequence[Result], missing: dict[str, str]) -> dict[str, object]:
     """What --json writes."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": {"kernel": platform.release(), "processors": os.cpu_count()},
+        "host": {"kernel": platform.release(), "processors": os.cpu_count(), "kvm": has_kvm()},
         "kernels": [asdict(result) for result in results],
         "skipped": missing,
         "exit_status": max((result.status for result in results), default=0),
