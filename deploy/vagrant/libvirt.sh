@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 #
 # libvirt's system daemon for run.sh, which sources this: started where nothing else runs it, and whatever it and
-# Vagrant made on the host taken away again. Uses CACHE and fail.
+# Vagrant made on the host taken away again. Uses CACHE, LOCAL_BOX and fail.
 
 readonly POOL=default # where vagrant-libvirt puts the disks
 
@@ -21,6 +21,13 @@ host_state() {
     awk -v under="$CACHE" 'index($2, under) == 1 {print "mount " $2}' /proc/mounts
     find /sys/fs/cgroup -maxdepth 2 -name 'machine*' -printf 'cgroup %p\n' | sort
     find /var/lib/libvirt/images -type f -printf 'image %p\n' 2>/dev/null | sort
+}
+
+# Before the host is looked at: the copy of the box that a killed run left, which may be half of one and would be taken
+# for whole. Machines that start from it find no system.
+remove_half_copies() {
+    rm -f /var/lib/libvirt/images/"$LOCAL_BOX"_vagrant_box_image_*
+    virsh --quiet pool-refresh "$POOL" >/dev/null 2>&1 || true # nothing runs yet, or there is no such pool
 }
 
 start_libvirt() {
@@ -118,5 +125,17 @@ remove_libvirt_chains() {
         for chain in $(nft list table "$family" "$table" | sed -n 's/^\tchain \(LIBVIRT_[A-Z]*\) {/\1/p'); do
             nft delete chain "$family" "$table" "$chain"
         done
+        # Those that its first rule made; one that somebody else uses by now is not empty, and stays.
+        comm -13 <(chains_before "$family" "$table") <(nft list table "$family" "$table" | chains "$family" "$table") |
+            while read -r chain; do
+                nft delete chain "$family" "$table" "$chain" 2>/dev/null || true
+            done
     done
 }
+
+# Of one table in a ruleset on standard input, sorted.
+chains() {
+    awk -v table="table $1 $2 {" '$0 == table {inside = 1} $0 == "}" {inside = 0} inside && /^\tchain/ {print $2}' | sort
+}
+
+chains_before() { chains "$@" <"$CACHE/host.before"; }

@@ -105,6 +105,7 @@ main() {
     trap 'exit 130' INT TERM HUP
     ensure_box
 
+    remove_half_copies
     host_state >"$CACHE/host.before"
     trap tidy EXIT
     start_libvirt
