@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -173,3 +174,21 @@ def test_a_terminated_table_ends_its_machine(tmp_path: Path) -> None:
     assert table.wait(20) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_machine_that_would_be_too_late_is_left_out_and_named(stage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(stage / "boot.sh", machine(0, PASSED))
+    assert matrix.main(["6.12", "--begin-within", "-1"]) == 0
+    said = capfd.readouterr().out
+    assert "no kernel was run" in said
+    assert said.endswith("skipped: kernel 6.12: no time was left for its machine\n")
+
+
+def test_the_last_lines_name_what_the_host_left_out_too(stage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(stage / "boot.sh", machine(0, PASSED))
+    junit = stage / "host.xml"
+    junit.write_text(f"<testsuites><testsuite>{FAILED}{SKIPPED}{SKIPPED}</testsuite></testsuites>")
+    assert matrix.main(["6.12", "--host", str(junit)]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1] == f"skipped on this host's {platform.release()}: udp is marked (2): no 8021q"
+    assert not [line for line in lines if line.startswith("failed")], "pytest has told them"

@@ -1,6 +1,6 @@
 """`./dev vm`: tests on other kernels, each in a virtual machine of its own, and one table of it all: check by kernel.
 
-    matrix.py [KERNEL ...] [--json FILE] [-- PYTEST...]
+    matrix.py [KERNEL ...] [--json FILE] [--host FILE] [--begin-within SECONDS] [-- PYTEST...]
 
 KERNEL is a version (6.1), `newest`, a package (linux-image-6.12-amd64), or `all`. Without any it is 6.1. Machines run
 one after the other: what they measure is measured on the host's processors. A kernel that cannot be fetched is left
@@ -9,6 +9,7 @@ out and named in the last lines; a machine that dies is a failure (99). The exit
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -113,9 +114,33 @@ def find(kernel: str) -> tuple[str, str]:
     return "", said if fetching.returncode == NO_KERNEL else f"kernels.sh ended with status {fetching.returncode}"
 
 
+def run_of(release: str) -> Path:
+    """Where the machine of this kernel leaves what it said."""
+    return ROOT / ".cache" / "vm" / "runs" / release
+
+
+def last_time(release: str, tests: Sequence[str]) -> str:
+    """How long these tests took on this kernel when they last came to their end here, in words."""
+    try:
+        seconds = json.loads((run_of(release) / "seconds.json").read_text())[" ".join(tests)]
+    except (OSError, ValueError, KeyError):
+        return "never run here"
+    return f"took {seconds / 60:.0f} min last time"
+
+
+def remember(result: Result, tests: Sequence[str]) -> None:
+    """For `last_time`."""
+    path = run_of(result.release) / "seconds.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    path.write_text(json.dumps(known | {" ".join(tests): result.seconds}, indent=2) + "\n")
+
+
 def boot(kernel: str, release: str, tests: Sequence[str], seconds: int) -> Result:
     """Runs the tests on this kernel, and shows what pytest says meanwhile."""
-    run = ROOT / ".cache" / "vm" / "runs" / release
+    run = run_of(release)
     environment = {"QOS_VM_SECONDS": str(seconds)} | os.environ | {"QOS_VM_RUN": str(run)}
     junit = run / "junit.xml"
     junit.unlink(missing_ok=True)
@@ -133,6 +158,18 @@ def boot(kernel: str, release: str, tests: Sequence[str], seconds: int) -> Resul
     except (ElementTree.ParseError, FileNotFoundError):
         result.status = DIED  # whatever it says: pytest did not come to its end
     return result
+
+
+def host(junit: Path | None) -> list[Result]:
+    """What came of the tests on the host, of which pytest has told the failures. Empty without a file."""
+    result = Result("host", f"this host's {platform.release()}", 0, 0)
+    try:
+        if junit is not None:
+            read_junit(junit, result)
+    except (ElementTree.ParseError, FileNotFoundError):
+        pass  # pytest was interrupted, and has said so
+    result.failures.clear()
+    return [result]
 
 
 def table(results: Sequence[Result]) -> list[str]:
@@ -190,11 +227,20 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev vm", usage="%(prog)s [KERNEL ...] [--json FILE] [-- PYTEST...]")
     parser.add_argument("kernels", metavar="KERNEL", nargs="*", help="as 5.10, newest, linux-image-6.12-amd64; or all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--host", type=Path, metavar="FILE", help="junit file of tests on the host, to name its skips")
+    parser.add_argument(
+        "--begin-within",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="leave out, and name, what would be later",
+    )
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     options, tests = parser.parse_args(arguments[:end]), tuple(arguments[end + 1 :])
     for each in options.kernels:
         if "/" in each:
             parser.error(f"{each} is no kernel; tests go behind --")
+    begun_s = time.monotonic()
     whole = "all" in options.kernels
     kernels = dict.fromkeys(ALL if whole else options.kernels or (MAIN,))
 
@@ -202,18 +248,26 @@ def main(arguments: Sequence[str]) -> int:
     found = {kernel: find(kernel) for kernel in kernels}
     missing = {kernel: reason for kernel, (release, reason) in found.items() if not release}
     results: dict[str, Result] = {}
+    machines: dict[str, str] = {}
     for kernel, (release, _) in found.items():
-        if not release or release in results:
-            continue
+        if release:
+            machines.setdefault(release, kernel)
+    for number, (release, kernel) in enumerate(machines.items(), 1):
         chosen = tests or choose(kernel, whole)
+        if time.monotonic() - begun_s > options.begin_within:
+            missing[kernel] = "no time was left for its machine"
+            continue
+        sys.stderr.write(f"==> machine {number} of {len(machines)}: Linux {release}, {last_time(release, chosen)}\n")
         result = boot(kernel, release, chosen, SECONDS.get(chosen, OWN_SECONDS))
         if result.status == NO_MACHINE:
             missing[kernel] = "virtme-ng, which boots it, cannot be had"
         else:
             results[release] = result
+            if result.status != DIED:
+                remember(result, chosen)
 
     lines = table(list(results.values())) if results else ["no kernel was run"]
-    lines += ["", *last_lines(list(results.values()), missing)]
+    lines += ["", *last_lines([*host(options.host), *results.values()], missing)]
     sys.stdout.write("\n" + "\n".join(lines).rstrip() + "\n")
     report = document(list(results.values()), missing)
     if options.json:
