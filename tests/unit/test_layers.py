@@ -24,9 +24,9 @@ LAYERS: list[list[set[str]]] = [
     [{"core"}, {"wire"}],
     [{"client", "channel", "aio", "win32", ""}],  # "": the package itself, which re-exports the clients' names
     [
-        {"server", "session", "sockets", "listener", "inbox"},
+        {"server", "session", "sockets", "listener", "inbox", "units"},
         {"exporter", "metrics"},
-        {"config"},
+        {"config", "policyfile", "policykeys", "tomlpositions"},
         {"datapath"},
         {"paths"},
     ],
