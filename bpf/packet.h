@@ -85,8 +85,10 @@ struct packet {
 	u16 port_be;	   /* destination port of TCP, UDP, UDP-Lite, SCTP, DCCP; else 0 */
 	u32 address_be[4]; /* destination; IPv4 in [0], the rest 0 */
 	u32 fragment_id;   /* bits as they lie in the packet; 0 for PACKET_WHOLE */
+	u16 source_port_be;
+	u16 reserved;
 };
-QOS_SIZE(struct packet, 28);
+QOS_SIZE(struct packet, 32);
 
 /* uapi/linux/if_vlan.h has no such structure. */
 struct packet_tag {
@@ -211,7 +213,7 @@ static __always_inline int packet_network(const void *data, const void *data_end
 	return 0;
 }
 
-/* The destination port at `offset`, where the transport header begins. */
+/* The ports at `offset`, where the transport header begins. */
 static __always_inline int packet_port(const void *data, const void *data_end, u32 offset, struct packet *p)
 {
 	const u16 *ports = data + offset;
@@ -221,6 +223,7 @@ static __always_inline int packet_port(const void *data, const void *data_end, u
 	PACKET_OPAQUE(ports);
 	if ((const void *)(ports + 2) > data_end)
 		return -QOS_COUNTER_TRUNCATED;
+	p->source_port_be = ports[0];
 	p->port_be = ports[1];
 	return 0;
 }
@@ -301,6 +304,8 @@ static __always_inline int packet_destination(const void *data, const void *data
 	p->protocol = 0;
 	p->fragment = PACKET_WHOLE;
 	p->port_be = 0;
+	p->source_port_be = 0;
+	p->reserved = 0;
 	p->address_be[0] = 0;
 	p->address_be[1] = 0;
 	p->address_be[2] = 0;
@@ -309,6 +314,37 @@ static __always_inline int packet_destination(const void *data, const void *data
 	if (p->family == 4)
 		return packet_destination_ipv4(data, data_end, p);
 	return packet_destination_ipv6(data, data_end, p);
+}
+
+/*
+ * Where the packet comes from: fills `address_be` (IPv4 in [0], the rest 0). Returns as packet_network(),
+ * which must have found the header.
+ */
+static __always_inline int packet_source(const void *data, const void *data_end, const struct packet *p,
+					 u32 address_be[4])
+{
+	const void *l3 = packet_l3(data, p);
+
+	if (p->family == 4) {
+		const struct iphdr *ip4 = l3;
+
+		if ((const void *)(ip4 + 1) > data_end)
+			return -QOS_COUNTER_TRUNCATED;
+		address_be[0] = ip4->saddr;
+		address_be[1] = 0;
+		address_be[2] = 0;
+		address_be[3] = 0;
+	} else {
+		const struct ipv6hdr *ip6 = l3;
+
+		if ((const void *)(ip6 + 1) > data_end)
+			return -QOS_COUNTER_TRUNCATED;
+		address_be[0] = ip6->saddr.in6_u.u6_addr32[0];
+		address_be[1] = ip6->saddr.in6_u.u6_addr32[1];
+		address_be[2] = ip6->saddr.in6_u.u6_addr32[2];
+		address_be[3] = ip6->saddr.in6_u.u6_addr32[3];
+	}
+	return 0;
 }
 
 /*

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 /*
- * qos_egress: the way of a packet at tc egress. Finds the flow of the sending socket, enforces its
- * rate contract, counts, writes its DSCP, and lets the next filter run.
+ * qos_egress: the way of a packet at tc egress. Finds the flow of the sending socket, or the one that the
+ * administrator's rules give, enforces its rate contract, counts, writes its DSCP, and lets the next filter run.
  *
  * Strategy (measured, docs/benchmarks.md): the socket's own storage before any parsing, so that
- * traffic nobody registered pays one lookup; the clock of the current tick wherever a lower bound
+ * traffic that nobody registered and no rule speaks of pays two lookups; rules are gone through once per
+ * socket or connection, and what they said is kept; the clock of the current tick wherever a lower bound
  * will do, the exact one only before refusing; no direct packet write anywhere, since a single one
  * makes the kernel copy each cloned skb (all of TCP's data) at entry; two cache lines per flow.
  *
@@ -12,7 +13,8 @@
  * device runs the program of its shaper, so no packet looks up its device and changing a shaper
  * replaces one program.
  *
- * Compiled by bcc, which rewrites map calls in its main file only: this is the only file with maps.
+ * Compiled by bcc, which rewrites map calls in its main file only: the loader puts the files named *.bpf.c in the place
+ * of their #include.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/in.h>
@@ -22,59 +24,9 @@
 #include "packet.h"
 #include "dsfield.h"
 #include "bucket.h"
+#include "match.h"
 
-/*
- * From the loader: QOS_SLOTS, QOS_PINS (a folder of bpffs, as a string), QOS_LINK_BYTES (14, or 0 without Ethernet),
- * and, for kernels before 5.12, QOS_WITHOUT_COMPARE_AND_SWAP.
- */
-#define QOS_TABLE(type, key, value, name, entries, flags) \
-	BPF_F_TABLE(type ":" QOS_PINS "/" #name, key, value, name, entries, flags)
-
-QOS_TABLE("array", u32, struct flow_policy, policy, QOS_SLOTS, BPF_F_MMAPABLE);
-QOS_TABLE("array", u32, struct flow_hot, hot, QOS_SLOTS, BPF_F_MMAPABLE);
-QOS_TABLE("array", u32, struct flow_cold, cold, QOS_SLOTS, BPF_F_MMAPABLE);
-QOS_TABLE("hash", struct destination, u32, destinations, QOS_SLOTS, BPF_F_NO_PREALLOC);
-QOS_TABLE("lru_hash", struct fragment, u32, fragments, 4096, 0);
-QOS_TABLE("hash", u64, u32, cgroups, 4096, 0);
-QOS_TABLE("array", u32, struct tick, tick, 1, 0);
-QOS_TABLE("percpu_array", u32, u64, counters, QOS_COUNTERS, 0);
-
-/* BPF_SK_STORAGE of bcc has no flags: accepted sockets inherit only with BPF_F_CLONE. */
-struct sockets_table_t {
-	int key;
-	struct socket_flow leaf;
-	void *(*sk_storage_get)(void *, void *, int);
-	int (*sk_storage_delete)(void *);
-	u32 flags;
-};
-__attribute__((section("maps/sk_storage:" QOS_PINS "/sockets"))) struct sockets_table_t sockets = {
-	.flags = BPF_F_NO_PREALLOC | BPF_F_CLONE,
-};
-BPF_ANNOTATE_KV_PAIR(sockets, int, struct socket_flow);
-
-/* BPF_RINGBUF_OUTPUT of bcc has no pin: the same table with a path. */
-struct events_table_t {
-	int key;
-	int leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	u64 (*ringbuf_query)(u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/ringbuf:" QOS_PINS "/events"))) struct events_table_t events = {
-	.max_entries = 64 * 4096, /* bytes */
-};
-
-/* bcc declares the result of this helper as u32 and cuts the cookie. */
-static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
-
-enum shaper {
-	SHAPER_FQ,
-	SHAPER_HTB,
-	SHAPER_POLICE,
-};
+#include "tables.bpf.c"
 
 /* Of our htb, and so of every class (shapers.py). */
 #define HTB_MAJOR 0x5152u
@@ -82,14 +34,8 @@ enum shaper {
 #define HEADERS_BYTES 72
 /* TCP's signals are read at most once in so many jiffies. */
 #define SIGNAL_JIFFIES 2
-
-static __always_inline void count(u32 name)
-{
-	u64 *counter = counters.lookup(&name);
-
-	if (counter)
-		(*counter)++; /* per CPU */
-}
+/* Of a VLAN tag: priority (3 bits), drop eligible, VLAN (12 bits). */
+#define VLAN_PRIORITY_SHIFT 13
 
 /* The clock as of this jiffy: a lower bound of now, at most one tick old. */
 static __always_inline u64 tick_now_ns(u64 jiffies)
@@ -135,6 +81,26 @@ static __always_inline void tell(struct flow_cold *c, u32 flow_id, u32 kind, u64
 	events.ringbuf_submit(event, 0);
 }
 
+/* The datagram that a fragment is of. `cookie`: who sent it. */
+static __always_inline void datagram_of(u64 cookie, const struct packet *p, struct fragment *datagram)
+{
+	datagram->cookie = cookie;
+	__builtin_memcpy(datagram->address_be, p->address_be, sizeof(datagram->address_be));
+	datagram->id = p->fragment_id;
+	datagram->family = p->family;
+}
+
+/* The flow of a later fragment, as its first one left it; 0: that was not seen. */
+static __always_inline u32 flow_of_fragment(struct fragment *datagram)
+{
+	u32 *found = fragments.lookup(datagram);
+
+	if (found)
+		return *found;
+	count(QOS_COUNTER_FRAGMENT_MISS);
+	return 0;
+}
+
 /* The flow of a socket that names destinations; 0: none of them is this packet's. */
 static __always_inline u32 flow_of_destination(struct __sk_buff *skb, struct socket_flow *bound, const struct packet *p)
 {
@@ -143,17 +109,9 @@ static __always_inline u32 flow_of_destination(struct __sk_buff *skb, struct soc
 	u32 *found, flow_id = 0;
 
 	if (p->fragment != PACKET_WHOLE) {
-		datagram.cookie = socket_cookie(skb);
-		__builtin_memcpy(datagram.address_be, p->address_be, sizeof(datagram.address_be));
-		datagram.id = p->fragment_id;
-		datagram.family = p->family;
-		if (p->fragment == PACKET_LATER) {
-			found = fragments.lookup(&datagram);
-			if (found)
-				return *found;
-			count(QOS_COUNTER_FRAGMENT_MISS);
-			return 0;
-		}
+		datagram_of(socket_cookie(skb), p, &datagram);
+		if (p->fragment == PACKET_LATER)
+			return flow_of_fragment(&datagram);
 	}
 
 	flow_id = bound->flow_id;
@@ -218,7 +176,8 @@ static __always_inline void refresh(struct bpf_sock *sk, struct flow_hot *h, str
 	struct bpf_tcp_sock *tcp;
 
 	h->last_jiffies = jiffies;
-	sk = bpf_sk_fullsock(sk);
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->protocol != IPPROTO_TCP)
 		return;
 	tcp = bpf_tcp_sock(sk);
@@ -285,42 +244,82 @@ static __always_inline int drop(struct flow_cold *c, u32 flow_id, u32 reason, u3
 	return TC_ACT_SHOT;
 }
 
+#include "policy.bpf.c"
+
+/* Writes the 802.1p priority; 0 where the packet lost its tag by it, and must not go on. */
+static __always_inline int prioritise(struct __sk_buff *skb, enum shaper shaper, u8 priority)
+{
+	u32 tag = skb->vlan_tci;
+	u16 type_be = skb->vlan_proto;
+
+	if (shaper != SHAPER_HTB)
+		skb->priority = priority;
+	if (!skb->vlan_present || tag >> VLAN_PRIORITY_SHIFT == priority)
+		return 1;
+	if (bpf_skb_vlan_pop(skb)) {
+		count(QOS_COUNTER_STORE_FAILED);
+		return 1;
+	}
+	tag = (tag & ((1 << VLAN_PRIORITY_SHIFT) - 1)) | (u32)priority << VLAN_PRIORITY_SHIFT;
+	if (!bpf_skb_vlan_push(skb, type_be, tag))
+		return 1;
+	count(QOS_COUNTER_STORE_FAILED);
+	return 0;
+}
+
 static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct socket_flow *bound;
+	struct socket_flow *bound = 0;
+	struct ruleset in_force = {};
 	struct flow_policy *policy_of;
 	struct flow_hot *h;
 	struct flow_cold *c;
 	struct packet packet = {};
 	u32 flow_id, slot, bytes, segments;
 	u64 jiffies;
-	u8 dscp;
+	u8 dscp, by_destination;
 	int error;
 
-	if (!sk) /* forwarded, or the kernel's own */
-		return TC_ACT_UNSPEC;
-	bound = sockets.sk_storage_get(sk, 0, 0);
-	if (!bound) /* nobody registered it; also a SYN-ACK, whose socket is not full yet */
-		return TC_ACT_UNSPEC;
+	if (sk)
+		bound = sockets.sk_storage_get(sk, 0, 0);
+	if (!bound) { /* nobody registered it; also a SYN-ACK, whose socket is not full yet; or forwarded */
+		u32 only = 0;
+		u64 *now = (u64 *)ruleset.lookup(&only);
+
+		if (!now)
+			return TC_ACT_UNSPEC;
+		*(u64 *)&in_force = *(volatile u64 *)now; /* it may be replaced at any moment, as a whole */
+		if (!in_force.count || (!sk && !(in_force.flags & QOS_RULESET_FORWARDED)))
+			return TC_ACT_UNSPEC;
+	}
 
 	error = packet_network((void *)(long)skb->data, (void *)(long)skb->data_end, QOS_LINK_BYTES, &packet);
 	if (error < 0) {
 		count(-error);
 		return TC_ACT_UNSPEC;
 	}
-	flow_id = bound->flow_id;
-	if (bound->first_family || bound->flags & QOS_SOCKET_DESTINATIONS) {
+	by_destination =
+		bound ? bound->first_family || bound->flags & QOS_SOCKET_DESTINATIONS : is_by_peer(sk, in_force.flags);
+	if (by_destination) {
 		error = packet_destination((void *)(long)skb->data, (void *)(long)skb->data_end, &packet);
 		if (error < 0) {
 			count(-error);
 			return TC_ACT_UNSPEC;
 		}
-		flow_id = flow_of_destination(skb, bound, &packet);
 	}
-	if (!flow_id) {
-		count(QOS_COUNTER_NO_DESTINATION);
-		goto restore;
+	if (bound) {
+		flow_id = by_destination ? flow_of_destination(skb, bound, &packet) : bound->flow_id;
+		if (!flow_id) {
+			count(QOS_COUNTER_NO_DESTINATION);
+			goto restore;
+		}
+	} else {
+		flow_id = flow_of_policy(skb, sk, &in_force, &packet);
+		if (flow_id == UNDECIDED)
+			return decide(skb, shaper);
+		if (!flow_id)
+			return TC_ACT_UNSPEC;
 	}
 
 	slot = flow_id & QOS_SLOT_MASK;
@@ -382,19 +381,24 @@ static __always_inline int qos_egress(struct __sk_buff *skb, enum shaper shaper)
 	__sync_fetch_and_add(&h->packets, segments);
 	if ((u32)jiffies - h->last_jiffies >= SIGNAL_JIFFIES)
 		refresh(sk, h, c, flow_id, jiffies);
-	if (policy_of->flags & QOS_POLICY_MARK) {
+	if (policy_of->flags & QOS_POLICY_MARK)
 		mark(skb, &packet, dscp);
+	if (policy_of->flags & QOS_POLICY_PRIORITY && !prioritise(skb, shaper, policy_of->priority))
+		return TC_ACT_SHOT;
+	if (policy_of->flags & QOS_POLICY_MARK)
 		return TC_ACT_UNSPEC;
-	}
 restore:
 	/* No flow speaks for this packet, but the daemon preset the socket's DSCP for one: put the old one back. */
-	if (bound->flags & QOS_SOCKET_PRESET && dsfield_dscp(packet.dsfield) == bound->preset_dscp &&
+	PACKET_OPAQUE(bound); /* or its test is merged with that of a flag, which verifiers before 5.12 do not follow */
+	if (bound && bound->flags & QOS_SOCKET_PRESET && dsfield_dscp(packet.dsfield) == bound->preset_dscp &&
 	    bound->preset_dscp != bound->original_dscp) {
 		count(QOS_COUNTER_RESTORED);
 		mark(skb, &packet, bound->original_dscp);
 	}
 	return TC_ACT_UNSPEC;
 }
+
+#include "decide.bpf.c"
 
 int qos_fq(struct __sk_buff *skb)
 {
@@ -411,31 +415,4 @@ int qos_police(struct __sk_buff *skb)
 	return qos_egress(skb, SHAPER_POLICE);
 }
 
-/*
- * At the creation of a socket in a cgroup that this program is attached to (`qos2 run`): the socket
- * joins the flow of the nearest cgroup that has one. Packets of other sockets pay nothing for it.
- */
-int qos_sock_create(struct bpf_sock *sk)
-{
-	struct socket_flow value = {};
-	u32 *flow_id = 0;
-	u64 cgroup;
-
-	if (sk->protocol != IPPROTO_TCP && sk->protocol != IPPROTO_UDP)
-		return 1;
-#pragma unroll
-	for (int level = 15; level >= 0; level--) {
-		cgroup = bpf_get_current_ancestor_cgroup_id(level);
-		if (!cgroup)
-			continue;
-		flow_id = cgroups.lookup(&cgroup);
-		if (flow_id)
-			break;
-	}
-	if (!flow_id)
-		return 1;
-	value.flow_id = *flow_id;
-	count(sockets.sk_storage_get(sk, &value, BPF_SK_STORAGE_GET_F_CREATE) ? QOS_COUNTER_CGROUP_SOCKETS :
-										QOS_COUNTER_CGROUP_FAILED);
-	return 1;
-}
+#include "creation.bpf.c"

@@ -9,6 +9,7 @@ from qos2.client import Flow as Flow
 from qos2.client import Handle as Handle
 from qos2.errors import AlreadyExists as AlreadyExists
 from qos2.errors import Cancelled as Cancelled
+from qos2.errors import ConfigError as ConfigError
 from qos2.errors import DatapathError as DatapathError
 from qos2.errors import DeniedByPolicy as DeniedByPolicy
 from qos2.errors import HostUnreachable as HostUnreachable
@@ -50,6 +51,12 @@ from qos2.model import Statement as Statement
 from qos2.model import TrafficType as TrafficType
 from qos2.wire.protocol import Explanation as Explanation
 from qos2.wire.protocol import FlowDetails as FlowDetails
+from qos2.wire.protocol import PolicyDecision as PolicyDecision
+from qos2.wire.protocol import PolicyExplain as PolicyExplain
+from qos2.wire.protocol import PolicyTest as PolicyTest
+from qos2.wire.protocol import Reloaded as Reloaded
+from qos2.wire.protocol import RuleDetails as RuleDetails
+from qos2.wire.protocol import RuleReason as RuleReason
 from qos2.wire.protocol import StateChange as StateChange
 from qos2.wire.protocol import StatusReport as StatusReport
 
@@ -60,6 +67,7 @@ __all__ = [
     "Cancelled",
     "Cause",
     "Condition",
+    "ConfigError",
     "DatapathError",
     "DeniedByPolicy",
     "Destination",
@@ -88,11 +96,17 @@ __all__ = [
     "NotSupported",
     "Operation",
     "PacketPriority",
+    "PolicyDecision",
+    "PolicyExplain",
+    "PolicyTest",
     "ProtocolError",
     "QosError",
     "Quality",
     "RateReason",
+    "Reloaded",
     "Retry",
+    "RuleDetails",
+    "RuleReason",
     "ServiceLost",
     "ServiceUnavailable",
     "Shaper",

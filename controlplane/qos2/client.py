@@ -273,6 +273,26 @@ class Handle:
         """The end of `start_tracking`, of this or another handle of the process. NoSuchFlow where it is not tracked."""
         self._channel.run(calls.stop_tracking(address))
 
+    def reload(self) -> protocol.Reloaded:
+        """Have the daemon read the administrator's policy anew. NotPermitted unless root or in the group `qos2`.
+
+        Raises ConfigError with a line for each mistake; whatever is raised, the policy so far stays in force.
+        """
+        return self._channel.run(calls.reload())
+
+    def policy(self) -> list[protocol.RuleDetails]:
+        """The rules of the administrator's policy, in order of decision; their counters for the privileged alone."""
+        return self._run_all(calls.policy())
+
+    def policy_decision(
+        self, question: protocol.PolicyTest | protocol.PolicyExplain, sock: Socket | None = None
+    ) -> protocol.PolicyDecision:
+        """Which rule a connection meets and why the others do not: one that is described, a flow's, or a socket's.
+
+        Raises InvalidRequest for what cannot be, NoSuchFlow, NotPermitted for another user's process.
+        """
+        return self._run_all(calls.policy_decision(question), -1 if sock is None else descriptor(sock))
+
     def begin(self, call: Call[T], fd: int = -1) -> Operation[T]:
         """Send any call of wire/calls.py, with a descriptor or without, and do not wait. For qos2.win32.
 
@@ -280,12 +300,12 @@ class Handle:
         """
         return self._channel.begin(call, fd)
 
-    def _run_all(self, steps: Steps[T]) -> T:
-        """Calls in turn, each made of what came of those before it."""
+    def _run_all(self, steps: Steps[T], fd: int = -1) -> T:
+        """Calls in turn, each made of what came of those before it, and each with the same descriptor."""
         try:
             call = next(steps)
             while True:
-                call = steps.send(self._channel.run(call))
+                call = steps.send(self._channel.run(call, fd))
         except StopIteration as end:
             value: T = end.value
             return value

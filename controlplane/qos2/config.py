@@ -28,6 +28,7 @@ MAX_DEVICE_NAME_BYTES = 15
 
 Count = Annotated[int, Meta(ge=1, le=SLOT_MASK)]
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LogFormat = Literal["auto", "text", "json", "journal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class Config:
     devices: tuple[str, ...] = ()
     #: ADDRESS:PORT of the metrics endpoint, IPv6 in brackets; empty: none.
     metrics: str = "127.0.0.1:9472"
+    #: At most so many flows are told one by one at /metrics/flows of that endpoint; 0: none.
+    metrics_flows_top: Annotated[int, Meta(ge=0, le=50)] = 0
     #: Size of the flow table; about 160 bytes of kernel memory per flow.
     max_flows: Count = 65_536
     flows_per_uid: Count = 16_384
@@ -78,6 +81,8 @@ class Config:
     uncongested_good_windows: int = Thresholds.uncongested_good_windows
     unknown_after_s: float = Thresholds.unknown_after_s
     baseline_rise_s: float = Thresholds.baseline_rise_s
+    #: Folder of the policy's *.toml files; one that is not there is an empty policy.
+    policy: Path = Path("/etc/qos2/policy.d")
     #: Directory on a bpffs for what must outlive the daemon.
     pin_path: Path = Path("/sys/fs/bpf/qos2")
     #: Set IP_TOS / IPV6_TCLASS on passed sockets of one flow, so that the datapath seldom has to rewrite.
@@ -85,6 +90,8 @@ class Config:
     #: net.ipv4.tcp_tso_rtt_log while the daemon runs, in each namespace with its devices; None: as it is.
     tcp_tso_rtt_log: Annotated[int, Meta(ge=0, le=255)] | None = None
     log_level: str = "info"
+    #: "auto": fields of the systemd journal where standard error goes there, else plain lines.
+    log_format: LogFormat = "auto"
 
     def __post_init__(self) -> None:
         if len(bytes(self.socket)) > MAX_SOCKET_PATH_BYTES:

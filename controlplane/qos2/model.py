@@ -326,7 +326,7 @@ class SocketFacts(NamedTuple):
     listening: bool
     peer: Destination | None  #: where it is connected to
     netns_cookie: int  #: of its network namespace
-    local: Destination | None = None  #: its own end, of a connected socket
+    local: Destination | None = None  #: its own end, once it has a port
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +339,17 @@ class Peer:
     privileged: bool = False  #: root or a member of the group `qos2`
     program: str = ""
     netns_cookie: int = 0  #: of the network namespace in which it made its connection
+    # Empty where not known: it has ended, or is outside of our pid namespace.
+    unit: str = ""  #: systemd unit, as people call it
+    cgroup: str = ""  #: path below the mount of cgroup2
+    executable: str = ""  #: absolute path
 
 
 class FlowPolicy(NamedTuple):
     """What the datapath is told of a flow: struct flow_policy before its arithmetic.
 
-    `dscp` None leaves the DSCP as the application set it. `bandwidth` 0 means no rate.
+    `dscp` None leaves the DSCP as the application set it. `bandwidth` 0 means no rate. `priority` is that of 802.1p,
+    None leaves it alone.
     """
 
     flow: FlowId
@@ -352,7 +357,8 @@ class FlowPolicy(NamedTuple):
     non_conformant_dscp: Dscp = Dscp(0)
     action: Action = Action.NONE
     bandwidth: Bandwidth = Bandwidth(0)
-    netns_cookies: frozenset[int] = frozenset()  #: namespaces in which its sockets send
+    netns_cookies: frozenset[int] = frozenset()  #: namespaces in which its sockets send; empty: wherever we are
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,16 @@ Imported only once the compiler is at work (daemon.py): what this needs takes ha
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from qos2.activation import ActivatedServer
+from qos2.chronicle import Chronicle, Event, tell
 from qos2.config import Config
 from qos2.core.congestion import Detector
 from qos2.core.ports import Conditions, Paths
@@ -20,17 +24,30 @@ from qos2.core.rules import Rules
 from qos2.core.service import Limits, Service
 from qos2.datapath.kernel import KernelDatapath
 from qos2.datapath.pins import Pins
-from qos2.errors import BY_CODE
-from qos2.exporter import Exporter
+from qos2.errors import BY_CODE, QosError
+from qos2.exporter import ExporterThread
 from qos2.listener import clear_stale
-from qos2.metrics import NotificationMeter, PathsSnapshot, RequestMeter, Snapshot, render
-from qos2.model import TrafficType
+from qos2.metrics import (
+    BusyFlow,
+    DeviceRanking,
+    LagMeter,
+    NotificationMeter,
+    PathsSnapshot,
+    ReloadStatus,
+    RequestMeter,
+    Snapshot,
+    render,
+    render_top,
+)
+from qos2.model import DatapathStatus, TrafficType
 from qos2.paths.conditions import JudgedFlows
 from qos2.paths.estimates import MeasuredPaths
 from qos2.paths.observatory import Observatory
 from qos2.paths.prober import Prober
 from qos2.paths.tcp import TcpDiagnosis
+from qos2.policies import Policies
 from qos2.server import Server
+from qos2.supervisor import Supervisor
 from qos2.version import version
 from qos2.wire import protocol
 
@@ -52,23 +69,36 @@ class Daemon:
     service: Service
     server: Server
     observatory: Observatory | None  #: none where a test steers paths and conditions
-    exporter: Exporter | None
+    exporter: ExporterThread | None
     meter: RequestMeter
     notifications: NotificationMeter
+    policies: Policies
+    supervisor: Supervisor = field(default_factory=lambda: Supervisor({}))
 
     def __post_init__(self) -> None:
         self._watched: set[int] = set()
+        self._lag = LagMeter()
+        self._device_ranking = DeviceRanking()
+        self._chronicle = Chronicle()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Serves until SIGTERM or SIGINT. `ready` is called once clients can connect."""
+        """Serves until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once clients can connect."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         self.server.start()
         if self.exporter is not None:
             await self.exporter.start()
         loop.add_reader(self.datapath.event_fd(), self._guarded, self.datapath.events)
+        # An exec changes nothing of the other identities.
+        followed = {
+            self.datapath.identities.fileno(): self.datapath.follow_identities,
+            self.datapath.executables.fileno(): self.datapath.executables.look,
+        }
+        for descriptor, look in followed.items():
+            loop.add_reader(descriptor, self._guarded, look)
         self._housekeeping()
         async with asyncio.TaskGroup() as tasks:
             periodic = [
@@ -76,20 +106,42 @@ class Daemon:
                 tasks.create_task(self._every(FOLLOW_SECONDS, self.follow)),
                 tasks.create_task(self._every(HOUSEKEEPING_SECONDS, self._housekeeping)),
             ]
+            if self.supervisor.feed_s is not None:
+                # From this loop and no thread: where it is stuck, nobody is served.
+                periodic.append(tasks.create_task(self._every(self.supervisor.feed_s, self.supervisor.alive)))
             ready()
             await stop.wait()
             for task in periodic:
                 task.cancel()
         loop.remove_reader(self.datapath.event_fd())
-        for descriptor in self._watched:
+        for descriptor in (*self._watched, *followed):
             loop.remove_reader(descriptor)
         self.server.close()
         if self.exporter is not None:
             await self.exporter.close()
 
+    def reload(self) -> None:
+        """Read the policy again; where that fails, all stays as it was."""
+        self.supervisor.reloading()
+        try:
+            came_of_it = self.policies.reread()
+        except QosError as error:
+            came_of_it = f"not reloaded, all is as it was: {error}"
+            tell(Event.RELOAD_FAILED, came_of_it, {"error": error.code}, level=logging.ERROR)
+        except Exception:  # a bug in reading must not end the daemon; flows and policy are as they were
+            came_of_it = "not reloaded: a bug, see the log"
+            _LOG.exception("a bug: the policy cannot be read again")
+        else:
+            came_of_it = f"reloaded: {came_of_it}"
+            tell(Event.RELOADED, came_of_it)
+        self.supervisor.ready(came_of_it)
+
     async def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            due_s = loop.time() + seconds
             await asyncio.sleep(seconds)
+            self._lag.observe(loop.time() - due_s)
             self._guarded(work)
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -124,19 +176,35 @@ class Daemon:
     def _housekeeping(self) -> None:
         self.service.tick()
         self.datapath.idle()
+        status = self.datapath.status()
+        self._chronicle.look(status)
         if self.exporter is not None:
-            self.exporter.publish(render(self._snapshot()))
+            self.exporter.publish(render(self._snapshot(status)))
 
-    def _snapshot(self) -> Snapshot:
-        live = self.datapath.totals(self.service.type_of_slot, len(TrafficType))
+    def _snapshot(self, status: DatapathStatus) -> Snapshot:
         accounts = self.service.accounts
+        census, usage = self.datapath.census, accounts.usage
+        self.datapath.look(self.service.type_of_slot, usage.account_of_slot)
+        usage.look(census.sent(usage.accounts))
+        live = self.datapath.totals(self.service.type_of_slot, len(TrafficType))
         return Snapshot(
             version=version(),
-            datapath=self.datapath.status(),
+            datapath=status,
             flows=accounts.live,
             totals=self.service.totals(live),
             begun=accounts.begun,
             ended=accounts.ended,
+            contracts=census.contracts,
+            units=usage.told(),
+            units_truncated=usage.truncated,
+            reload=ReloadStatus(
+                generation=self.policies.generation,
+                succeeded=self.policies.successful,
+                at_s=self.policies.loaded_at,
+            ),
+            lag=self._lag,
+            program_runs=self.datapath.program_runs(),
+            device_ranking=self._device_ranking,
             handles=self.service.handles,
             orphans=self.service.orphans,
             pending_requests=self.service.pending,
@@ -146,6 +214,11 @@ class Daemon:
             device_sent_bytes=self.datapath.devices.loads.sent_bytes,
             device_dropped_packets=self.datapath.devices.loads.dropped_packets,
         )
+
+    def busiest(self, count: int) -> bytes:
+        """The flows of applications that sent most in the last second, for Prometheus."""
+        rates = dict(self.datapath.census.busiest(count))
+        return render_top(BusyFlow(view, rates[view.flow]) for view in self.service.views(rates))
 
     def _paths_snapshot(self) -> PathsSnapshot | None:
         if self.observatory is None:
@@ -165,14 +238,22 @@ class Daemon:
 
 @contextlib.contextmanager
 def assembled(
-    pins: Pins, config: Config, *, paths: Paths | None = None, conditions: Conditions | None = None
+    pins: Pins,
+    config: Config,
+    *,
+    supervisor: Supervisor | None = None,
+    listener: socket.socket | None = None,
+    paths: Paths | None = None,
+    conditions: Conditions | None = None,
 ) -> Iterator[Daemon]:
     """The daemon over the host's kernel; everything is off the host again afterwards.
 
-    `paths` and `conditions` take the place of its own, for tests that steer them. Raises QosError where it
-    cannot start: AlreadyRunning, MissingKernelFeature, DeviceGone ...
+    `listener` was passed by the service manager and takes the place of a socket at the configured path. `paths` and
+    `conditions` take the place of its own, for tests that steer them. Raises QosError where it cannot start:
+    AlreadyRunning, MissingKernelFeature, DeviceGone, ConfigError for the policy ...
     """
-    clear_stale(str(config.socket))  # before any device is touched
+    if listener is None:
+        clear_stale(str(config.socket))  # before any device is touched
     with contextlib.ExitStack() as undo:
         datapath = KernelDatapath(
             pins, device_names=config.devices, preset_tos=config.preset_tos, tcp_tso_rtt_log=config.tcp_tso_rtt_log
@@ -203,18 +284,38 @@ def assembled(
         )
         meter = RequestMeter(protocol.OPERATIONS, ("ok", *BY_CODE))
         notifications = NotificationMeter()
-        server = Server(
+        if service.orphans:
+            told = f"took over {service.orphans} flows that a daemon which is gone left in force"
+            tell(Event.TAKE_OVER, told, {"flows": service.orphans})
+        policies = Policies(config.policy, service)
+        tell(Event.RELOADED, f"policy: {policies.reread()}")
+        serving: Callable[..., Server] = Server if listener is None else functools.partial(ActivatedServer, listener)
+        server = serving(
             service,
             str(config.socket),
             observe=meter.observe,
             notified=notifications.observe,
+            load_policy=policies.load,
             mode=config.socket_mode,
             logger=logging.getLogger("qos2d.server"),
             connections=config.connections,
             connections_per_uid=config.handles_per_uid,
         )
-        exporter = Exporter(config.metrics_address) if config.metrics_address else None
-        yield Daemon(datapath, service, server, observatory, exporter, meter, notifications)
+        daemon = Daemon(
+            datapath,
+            service,
+            server,
+            observatory,
+            None,
+            meter,
+            notifications,
+            policies,
+            supervisor or Supervisor({}),
+        )
+        if config.metrics_address:
+            top = config.metrics_flows_top
+            daemon.exporter = ExporterThread(config.metrics_address, flows_top=top, render_top=daemon.busiest)
+        yield daemon
 
 
 def _observatory(datapath: KernelDatapath, config: Config) -> Observatory:

@@ -12,7 +12,6 @@ A request that waits for something has no reply yet. What the service has comple
 import asyncio
 import contextlib
 import errno
-import grp
 import logging
 import os
 import socket
@@ -22,13 +21,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from qos2.core.notifications import Completion
+from qos2.core.ruleviews import Loaded
 from qos2.core.service import Service
 from qos2.errors import InternalError, LimitExceeded, NotPermitted, ProtocolError, QosError
 from qos2.inbox import Inbox
 from qos2.listener import listen_at
 from qos2.model import Condition
-from qos2.session import Session, reply_of
-from qos2.sockets import Closer, Passed, peer_of
+from qos2.session import Session, no_policy, reply_of
+from qos2.sockets import Closer, Passed, gid_of, peer_of
 from qos2.wire import protocol
 
 #: Members may set a raw DSCP and see everybody's flows.
@@ -86,7 +86,7 @@ class Server:
     `observe` is called once per request, when it is answered, with operation ("invalid" for what is none), result
     ("ok" or the code of the error) and seconds; `notified` with a condition and the seconds from its signals to the
     reply. `connections` bounds all connections, `connections_per_uid` those of one user other than root: a connection
-    takes a place before it has opened its handle.
+    takes a place before it has opened its handle. `load_policy` reads the administrator's policy anew.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Server:
         logger: logging.Logger,
         connections: int = 4096,
         connections_per_uid: int = 1024,
+        load_policy: Callable[[], Loaded] = no_policy,
     ) -> None:
         self._service = service
         self._path = path
@@ -109,7 +110,8 @@ class Server:
         self._log = logger
         self._most_connections = connections
         self._most_connections_per_uid = connections_per_uid
-        self._privileged_gid = _gid_of(PRIVILEGED_GROUP)
+        self._load_policy = load_policy
+        self._privileged_gid = gid_of(PRIVILEGED_GROUP)
         self._closer = Closer()
         self._clients: set[_Client] = set()
         self._inbox: Inbox[_Client] = Inbox(self._readable)
@@ -207,7 +209,7 @@ class Server:
         else:
             user.connections += 1
             self._users[peer.uid] = user
-            client = _Client(connected, Session(self._service, peer), user)
+            client = _Client(connected, Session(self._service, peer, self._load_policy), user)
             self._clients.add(client)
             self._inbox.add(connected.fileno(), client)
 
@@ -367,13 +369,6 @@ class Server:
             self._end(client)
             return
         self._loop.remove_writer(client.socket)
-
-
-def _gid_of(group: str) -> int | None:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        return None
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[Passed]:

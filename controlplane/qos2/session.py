@@ -5,17 +5,19 @@ pages here, so that every reply fits MAX_MESSAGE_BYTES.
 """
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from qos2.core.notifications import Completion
+from qos2.core.ruleviews import Loaded
 from qos2.core.service import Service
 from qos2.core.views import FlowView
-from qos2.errors import InvalidHandle, InvalidRequest, ProtocolError
+from qos2.errors import InvalidHandle, InvalidRequest, NotPermitted, NotSupported, ProtocolError
 from qos2.model import Destination, FlowFundamentals, PathReport, Peer
-from qos2.sockets import Passed, parse_destination
+from qos2.policyreplies import decision_page, described, fitting, rules_page
+from qos2.sockets import Passed, parse_destination, process
 from qos2.wire import protocol
 
 #: Instead of the number of a handle: close_handle was asked for.
@@ -32,15 +34,23 @@ _TOLD_SHAPERS = 64
 #: Room for what the datapath has to complain about.
 _PROBLEM_BYTES = 4096
 _PROBLEM_CHARACTERS = 400
+#: Rules asked of the service for one page; a short entry has about 300 bytes.
+_PAGE_RULES = 50
+
+
+def no_policy() -> Loaded:
+    """Reloads the policy of a daemon that has none."""
+    raise NotSupported("this daemon reads no policy", "it was started without one")
 
 
 class Session:
     """One connection's view of the service. Its handle is opened by the first request, and closed by the last."""
 
-    __slots__ = ("_handle", "_listed", "_service", "peer")
+    __slots__ = ("_handle", "_listed", "_load_policy", "_service", "peer")
 
-    def __init__(self, service: Service, peer: Peer) -> None:
+    def __init__(self, service: Service, peer: Peer, load_policy: Callable[[], Loaded] = no_policy) -> None:
         self._service = service
+        self._load_policy = load_policy
         self._handle = 0
         self._listed: array[int] | None = None
         self.peer = peer
@@ -57,7 +67,8 @@ class Session:
         """
         if passed is not None and type(request) not in _WITH_SOCKET:
             raise ProtocolError(
-                "a descriptor with a request that takes none", "pass it with add_socket or remove_socket"
+                "a descriptor with a request that takes none",
+                "pass it with add_socket, remove_socket or policy_explain",
             )
         if self._handle <= 0:
             if self._handle == _CLOSED:
@@ -155,7 +166,7 @@ class Session:
         if not 0 <= request.after < 2**32:
             raise InvalidRequest(f"{request.after} is no flow id", "begin with after 0")
         views = self._service.list_flows(self._handle, request.after, _PAGE_FLOWS)
-        page = _fitting(map(_details, views), _PAGE_BYTES)
+        page = fitting(map(_details, views), _PAGE_BYTES)
         return protocol.Flows(id=request.id, flows=page, more=len(views) == _PAGE_FLOWS or len(page) < len(views))
 
     def _status(self, request: protocol.Status, _: Passed | None) -> protocol.Result:
@@ -177,7 +188,7 @@ class Session:
             datapath=datapath,
         )
         rest = devices[request.after :]
-        datapath["devices"] = _fitting(
+        datapath["devices"] = fitting(
             rest, protocol.MAX_MESSAGE_BYTES - len(protocol.encode(report)) - len(',"more":true')
         )
         report.more = len(datapath["devices"]) < len(rest)
@@ -232,8 +243,46 @@ class Session:
         self._service.stop_tracking(self._handle, request.address)
         return protocol.Done(id=request.id)
 
+    def _reload(self, request: protocol.Reload, _: Passed | None) -> protocol.Result:
+        self._service.check_reload(self._handle)
+        loaded = self._load_policy()
+        return protocol.Reloaded(
+            id=request.id, generation=loaded.generation, rules=loaded.rules, warnings=_told(list(loaded.warnings))
+        )
 
-_WITH_SOCKET = {protocol.AddSocket, protocol.RemoveSocket}
+    def _policy_list(self, request: protocol.PolicyList, _: Passed | None) -> protocol.Result:
+        if not 0 <= request.after <= len(self._service.policy.rules):
+            raise InvalidRequest(f"there are no {request.after} rules", "begin with after 0")
+        views = self._service.policy_rules(self._handle, request.after, _PAGE_RULES)
+        more = request.after + len(views) < len(self._service.policy.rules)
+        return rules_page(request.id, self._service.policy_generation, views, more=more, room=_PAGE_BYTES)
+
+    def _policy_test(self, request: protocol.PolicyTest, _: Passed | None) -> protocol.Result:
+        decision = self._service.policy_test(self._handle, described(request))
+        return decision_page(request.id, self._service.policy_generation, decision, request.after, _PAGE_BYTES)
+
+    def _policy_explain(self, request: protocol.PolicyExplain, passed: Passed | None) -> protocol.Result:
+        if (passed is None) == (request.flow == 0):
+            raise InvalidRequest("neither or both of a flow and a socket", "say the flow, or pass the socket")
+        if passed is None:
+            decision = self._service.policy_of_flow(self._handle, request.flow)
+        else:
+            decision = self._service.policy_of_socket(self._handle, passed.facts(), self._opener(request.pid))
+        return decision_page(request.id, self._service.policy_generation, decision, request.after, _PAGE_BYTES)
+
+    def _opener(self, pid: int) -> Peer:
+        """Who has opened a socket, as the caller says."""
+        if pid in (0, self.peer.pid):
+            return self.peer
+        opener = process(pid)
+        if opener is None:
+            raise InvalidRequest(f"no process {pid}", "the one that has opened the socket, or 0 for the caller")
+        if not self.peer.privileged and opener.uid != self.peer.uid:
+            raise NotPermitted("asking about another user's process needs root or the group qos2", "ask about your own")
+        return opener
+
+
+_WITH_SOCKET = {protocol.AddSocket, protocol.RemoveSocket, protocol.PolicyExplain}
 _ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Result | None]] = {
     protocol.OpenHandle: Session._open_handle,
     protocol.CloseHandle: Session._close_handle,
@@ -256,6 +305,10 @@ _ANSWERS: dict[type[Any], Callable[[Session, Any, Passed | None], protocol.Resul
     protocol.AddProgram: Session._add_program,
     protocol.ListFlows: Session._list_flows,
     protocol.Status: Session._status,
+    protocol.Reload: Session._reload,
+    protocol.PolicyList: Session._policy_list,
+    protocol.PolicyTest: Session._policy_test,
+    protocol.PolicyExplain: Session._policy_explain,
 }
 
 
@@ -298,7 +351,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _told(problems: list[str]) -> list[str]:
-    told = _fitting((each[:_PROBLEM_CHARACTERS] for each in problems), _PROBLEM_BYTES)
+    told = fitting((each[:_PROBLEM_CHARACTERS] for each in problems), _PROBLEM_BYTES)
     return told if len(told) == len(problems) else [*told, f"and {len(problems) - len(told)} more"]
 
 
@@ -318,6 +371,7 @@ def _details(view: FlowView) -> protocol.FlowDetails:
         pid=view.pid,
         uid=view.uid,
         program=view.program,
+        unit=view.unit,
         age_s=view.age_s,
         members=list(view.members),
         whole_program=view.whole_program,
@@ -327,15 +381,8 @@ def _details(view: FlowView) -> protocol.FlowDetails:
         cause=view.judgement.cause,
         state_s=view.judged_for_s,
         evidence=dict(view.judgement.evidence),
+        rule=view.rule,
+        denied=view.denied,
+        asked_dscp=view.asked_dscp,
+        asked_bandwidth=view.asked_bandwidth,
     )
-
-
-def _fitting(entries: Iterable[Any], room: int) -> list[Any]:
-    """As many of the first entries as fit into `room` bytes, at least one, each with a comma behind it."""
-    page: list[Any] = []
-    for entry in entries:
-        room -= len(msgspec.json.encode(entry)) + 1
-        if room < 0 and page:
-            break
-        page.append(entry)
-    return page

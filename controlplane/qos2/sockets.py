@@ -7,6 +7,7 @@ socket may linger. Closer does what may wait, in a thread of its own.
 """
 
 import contextlib
+import grp
 import os
 import queue
 import socket
@@ -17,6 +18,7 @@ from functools import lru_cache
 
 from qos2.errors import InvalidRequest
 from qos2.model import Destination, Peer, SocketFacts, Transport
+from qos2.owner import owner_of
 
 # <asm-generic/socket.h>: not in Python's socket module.
 _SO_COOKIE = 57
@@ -71,9 +73,9 @@ def _facts(passed: socket.SocketType) -> SocketFacts:
             pass  # not connected: the usual case for UDP and no error
         else:
             peer = parse_destination(name[0], name[1])
-            if transport is Transport.TCP:
-                own = passed.getsockname()
-                local = Destination.parse(own[0], own[1])  # not remembered: each has a port of its own
+    own = passed.getsockname()
+    if own[1]:
+        local = Destination.parse(own[0], own[1])  # not remembered: each has a port of its own
     try:
         netns_cookie = int.from_bytes(option(_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
@@ -124,7 +126,25 @@ def peer_of(connected: socket.socket, privileged_gid: int | None, stranger: int)
         privileged=uid == 0 or privileged_gid in gids,
         program=_program(pid) if pid else "",
         netns_cookie=netns_cookie,
+        **owner_of(pid)._asdict(),
     )
+
+
+def gid_of(group: str) -> int | None:
+    """None where this host has no such group."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
+
+
+def process(pid: int) -> Peer | None:
+    """A process that has no connection here: what /proc says of it now. None where there is none of this pid."""
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except (OSError, ValueError):
+        return None
+    return Peer(pid=pid, uid=uid, program=_program(pid), **owner_of(pid)._asdict())
 
 
 def _program(pid: int) -> str:

@@ -59,6 +59,11 @@ class Daemon:
         return self.directory / "bpf" / "qos2"
 
     @property
+    def policy(self) -> Path:
+        """Folder of its policy, empty at first."""
+        return self.directory / "policy.d"
+
+    @property
     def log(self) -> str:
         """What it has written so far, over all starts."""
         return (self.directory / "log").read_text(errors="replace")
@@ -72,7 +77,8 @@ class Daemon:
             mount.mkdir()
             command("mount", "-t", "bpf", "bpf", str(mount))
             self._stack.callback(command, "umount", str(mount))
-            settings = {"pin_path": str(self.pins), "metrics": "", **self._settings}
+            self.policy.mkdir()
+            settings = {"pin_path": str(self.pins), "metrics": "", "policy": str(self.policy), **self._settings}
             text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
             (self.directory / "qos2d.toml").write_text(text)
             self.start()

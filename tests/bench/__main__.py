@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import qos2
-from bench import control, paths, rate, requests, testrun, traffic, wire
+from bench import control, kernels, paths, rate, requests, scrape, testrun, traffic, wire
 from bench.figures import Result
+from bench.progress import Durations, Progress
 from bench.reasons import REASONS
 from bench.report import Machine, page, show
 from bench.session import Session, commit, cpu_model
@@ -29,7 +29,10 @@ from demo.packets import CaptureError
 
 #: Columns where the output is no terminal.
 _PLAIN_WIDTH = 140
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+_ROOT = Path(__file__).resolve().parents[2]
+PAGE = _ROOT / "docs" / "benchmarks.md"
+#: What tells how long a run is going to take.
+DURATIONS = _ROOT / ".cache" / "bench-durations.json"
 
 GROUPS: dict[str, Callable[[Session], Result]] = {
     "program": testrun.measure,
@@ -39,6 +42,8 @@ GROUPS: dict[str, Callable[[Session], Result]] = {
     "requests": requests.measure,
     "control": control.measure,
     "paths": paths.measure,
+    "scrape": scrape.measure,
+    "kernels": kernels.measure,
 }
 
 
@@ -51,9 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     chosen = {*options.groups, *options.only} or set(GROUPS)
+    mode = "quick" if options.quick else "full"
     begin = _load()
+    progress = Progress(console, [name for name in GROUPS if name in chosen], Durations(DURATIONS, mode))
     try:
-        results = [_measured(console, name, options.quick) for name in GROUPS if name in chosen]
+        results = [_measured(console, progress, options.quick) for _ in chosen]
     except (LabError, CaptureError, qos2.QosError, OSError, ValueError) as error:
         console.print(f"[bold red]bench: {type(error).__name__}[/]: {error}", highlight=False)
         return 2
@@ -64,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if output is None:
         console.print("No page written: a partial or quick run needs --output FILE for one.")
     else:
-        output.write_text(page(_machine("quick" if options.quick else "full", begin), results, REASONS))
+        output.write_text(page(_machine(mode, begin), results, REASONS))
         console.print(f"Written: {output}")
     return 0
 
@@ -89,11 +96,9 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _measured(console: Console, name: str, quick: bool) -> Result:
-    columns = SpinnerColumn(), TextColumn("{task.fields[group]}: {task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=None, group=name)
-        result = GROUPS[name](Session(quick, lambda doing: progress.update(task, description=doing)))
+def _measured(console: Console, progress: Progress, quick: bool) -> Result:
+    with progress.group() as name:
+        result = GROUPS[name](Session(quick, progress.tell))
     show(console, result)
     return result
 

@@ -16,7 +16,10 @@ from bench.datapath import DSCP, Random, Tuple, load, set_policies, tuple_key
 from bench.figures import Result, Spread, Table, Target, ratios, spread
 from bench.session import SENDER_CPU, Session, bpf_folder, pinned
 from harness.program import Program, SkBuff, run
+from qos2.datapath import abi
 from qos2.datapath.maps import Map
+from qos2.datapath.ruleentries import behind_the_last
+from qos2.datapath.ruleset import Ruleset
 
 FLOWS = (1, 1_000, 65_536)
 
@@ -81,10 +84,12 @@ def _tables(program: Program, session: Session) -> tuple[tuple[Table, ...], tupl
     with (
         closing(Map(program.pins / "bench_flows", Tuple, ctypes.c_uint64)) as keys,
         closing(Map(program.pins / "bench_random", ctypes.c_uint32, Random)) as random,
+        closing(Ruleset(program.pins)) as ruleset,
     ):
         hot, targets = _hot(program, keys, session)
+        policy_table, policy_targets = _policy(program, ruleset, session)
         spread_table, further = _spread(program, keys, random, session)
-    return (hot, spread_table), (*targets, *further)
+    return (hot, policy_table, spread_table), (*targets, *policy_targets, *further)
 
 
 def _hot(program: Program, keys: Map, session: Session) -> tuple[Table, tuple[Target, ...]]:
@@ -131,6 +136,74 @@ def _hot(program: Program, keys: Map, session: Session) -> tuple[Table, tuple[Ta
     return table, (
         Target("testrun-limit", "test run, mark + limit, over the empty program", 30, full, "ns", decimals=1),
     )
+
+
+def rules(count: int) -> list[abi.Rule]:
+    """So many, of which the last one is met by everything and gives flow 1."""
+    found = []
+    for number in range(1, count + 1):
+        rule = behind_the_last()
+        rule.flow_id, rule.bucket = 1, abi.Bucket.SHARED
+        if number < count:
+            rule.remote_port_first = rule.remote_port_last = number
+        found.append(rule)
+    return found
+
+
+def us_to_decide(program_fd: int, frame: bytes) -> float:
+    """Mean CPU time of the first packet of a socket, with the system call of the test run."""
+    begin = time.thread_time_ns()
+    for _ in range(200):
+        run(program_fd, frame, skb=SkBuff())  # each has a socket of its own
+    return (time.thread_time_ns() - begin) / 200_000
+
+
+def _policy(program: Program, ruleset: Ruleset, session: Session) -> tuple[Table, tuple[Target, ...]]:
+    """Unregistered sockets under rules: what was decided is kept, so that their number does not count."""
+    frame, empty, fq = packet(DSCP), program.load("bench_empty"), program.fd["qos_fq"]
+
+    def installed(count: int, flag: int) -> Callable[[], None]:
+        def prepare() -> None:
+            set_policies(program.policy, 1, mark=True)
+            ruleset.install(rules(count), abi.RulesetFlag(flag))
+
+        return prepare
+
+    variants = {
+        f"{name}, {how}": _Variant(installed(count, flag), fq, empty)
+        for how, flag in (("by socket", 0), ("by destination", int(abi.RulesetFlag.PEERS)))
+        for name, count in (("1 rule", 1), ("1,000 rules", 1_000))
+    }
+    variants["no rules"] = _Variant(installed(0, 0), fq, empty)
+    deciding: dict[int, list[float]] = {0: [], 1: [], 1_000: [], 4_096: []}
+    rounds = session.choose(15, 41)
+    for number in range(rounds):
+        session.tell(f"rules, round {number + 1} of {rounds}")
+        for variant in variants.values():
+            variant.measure(frame, 200_000)
+        for count, samples in deciding.items():
+            installed(count, 0)()
+            samples.append(us_to_decide(fq, frame))
+    installed(0, 0)()
+    table = Table(
+        "Sockets that nobody registered, under rules",
+        ("rules", "ns over the empty program"),
+        tuple((name, spread(variant.samples).text()) for name, variant in variants.items()),
+        (
+            "The rule that is met is the last one, and marks. What it says is kept by socket, or by destination where "
+            "some rule looks at one.",
+            "The first packet of a socket goes through the rules: "
+            + ", ".join(
+                f"{spread([a - b for a, b in zip(samples, deciding[0], strict=True)]).text()} us with {count:,}"
+                for count, samples in deciding.items()
+                if count
+            )
+            + ".",
+        ),
+    )
+    one, many = variants["1 rule, by socket"].samples, variants["1,000 rules, by socket"].samples
+    claim = "test run, decided sockets, 1,000 rules: ratio to one rule"
+    return table, (Target("testrun-rules", claim, 1.15, spread(ratios(many, one)).median),)
 
 
 def _spread(program: Program, keys: Map, random: Map, session: Session) -> tuple[Table, tuple[Target, ...]]:

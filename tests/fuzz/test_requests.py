@@ -13,8 +13,11 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qos2.core.rule import Match
+from qos2.core.ruleviews import Loaded
 from qos2.model import Bandwidth, FlowFundamentals, Method, Quality, Statement
 from qos2.wire import protocol
+from unit.policy_stage import CAPPED, policy, rule
 from unit.server_stage import RawClient, Stage, staged, udp
 
 PEER = ("192.0.2.7", 5004)
@@ -54,10 +57,20 @@ FIELDS = {
     "rtt_us": mostly(st.integers(1, 10_000_000) | st.none()),
     "loss": mostly(SHARE | st.none()),
     "delivered_bytes": mostly(st.integers(0, 2**40) | st.none()),
+    **dict.fromkeys(("unit", "cgroup", "executable", "device", "namespace"), st.text(max_size=8)),
+    "uid": mostly(st.none() | st.integers(0, 2**32)),
+    "pid": mostly(st.just(0)),
+    "protocol": mostly(st.sampled_from(["", "tcp", "udp"]), st.text(max_size=8)),
+    **dict.fromkeys(("local", "remote"), mostly(st.sampled_from(["", PEER[0], "2001:db8::7"]), ADDRESS)),
+    **dict.fromkeys(("local_port", "remote_port"), mostly(st.sampled_from([0, 5004]))),
+    "forwarded": st.booleans(),
 }
 KNOWN = FlowFundamentals(
     Bandwidth(10_000_000), statements={"bottleneck": Statement(10_000_000, Quality.MEASURED, Method.TRAIN, 0.5)}
 )
+
+
+DENIED_TO_NOBODY = rule("nobody", match=Match(users=(4_000_000,)), deny=True)
 
 
 class News(Enum):
@@ -81,6 +94,8 @@ def requests(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     kind = draw(st.sampled_from(KINDS))
     descriptors = 1 if kind in (protocol.AddSocket, protocol.RemoveSocket) else 0
     fields = draw(st.fixed_dictionaries(named(kind)))
+    if kind is protocol.PolicyExplain and draw(st.booleans()):
+        fields["flow"], descriptors = 0, 1
     if kind is protocol.AddSocket and draw(st.booleans()):
         fields["flow"] = 0
     if draw(st.integers(0, 7)) == 0:
@@ -144,7 +159,8 @@ def converse(stage: Stage, said: list[tuple[dict[str, Any], int] | News]) -> Non
         assert set(conversation.replies) == set(range(1, conversation.asked + 1))
     stage.settle()
     assert stage.call(lambda: (stage.service.flows, stage.service.handles, stage.service.pending)) == (0, 0, 0)
-    assert stage.datapath.policies == {}
+    # What is left is of the rules.
+    assert set(stage.datapath.policies) == {each.flow for each in stage.datapath.ruleset if each.flow is not None}
 
 
 #: Each kind of request as it should be, with what lets it succeed.
@@ -162,24 +178,29 @@ EACH_ONCE: list[tuple[dict[str, Any], int] | News] = [
     ({"op": "start_tracking", "address": PEER[0]}, 0),
     ({"op": "stop_tracking", "address": PEER[0]}, 0),
     *(({"op": op, "after": 0}, 0) for op in ("enumerate", "list_flows", "status")),
+    *(({"op": op, "after": 0}, 0) for op in ("policy_list", "policy_test")),
+    ({"op": "policy_explain", "flow": "latest"}, 0),
+    ({"op": "policy_explain", "flow": 0}, 1),
+    ({"op": "reload"}, 0),
     ({"op": "add_program", "traffic_type": 4}, 0),
     ({"op": "remove_socket", "flow": "latest"}, 0),
 ]
 
 
 def test_no_conversation_disturbs_the_daemon() -> None:
-    with staged() as stage:  # compares the open descriptors of before and after
+    with staged(load_policy=lambda: Loaded(1, 1)) as stage:  # compares the open descriptors of before and after
+        stage.call(lambda: stage.service.load_policy(policy(CAPPED, DENIED_TO_NOBODY)))
 
         @example(EACH_ONCE)
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=500, deadline=None)
         @given(st.lists(mostly(requests(), st.sampled_from(News)), min_size=6, max_size=24))
         def holds(said: list[tuple[dict[str, Any], int] | News]) -> None:
             converse(stage, said)
 
         holds()
         answered = Counter(entry[:2] for entry in stage.observed)
-        # Each kind of request got through to where it is carried out; a raw DSCP and all ids need a right.
-        assert {op for op, result in answered if result == "ok"} >= OPERATIONS - {"set_dscp", "enumerate"}
+        # Each kind of request got through to where it is carried out; a raw DSCP, all ids and a reload need a right.
+        assert {op for op, result in answered if result == "ok"} >= OPERATIONS - {"set_dscp", "enumerate", "reload"}
         # ... and not in the conversation of the test's own alone.
         assert [op for op in ("report", "explain", "notify", "fundamentals") if answered[op, "ok"] == 1] == []
         assert answered["report", "invalid_request"] > 0

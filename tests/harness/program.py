@@ -23,6 +23,7 @@ _GIVEN = """{
 			return TC_ACT_UNSPEC;
 		bound = sockets.sk_storage_get(sk, given, BPF_SK_STORAGE_GET_F_CREATE);
 	}"""
+_SOCKETS = "QOS_SOCKET_STORAGE(struct socket_flow,"
 _TABLE = 'QOS_TABLE("array", u32, struct socket_flow, test_binding, 1, 0);\n'
 
 
@@ -115,18 +116,14 @@ class Program:
 
     def __init__(self, pins: Path, slots: int, *, given: bool = True, extra: str = "", link: str = "ethernet") -> None:
         """`pins` is made, on bpffs. `given` False leaves the source as it is; `extra` is appended to it."""
-        import bcc
-
         self.pins = pins
         pins.mkdir()
         text = loader.read_source()
         if given:
             assert text.count(_LOOKUP) == 1
-            text = text.replace(_LOOKUP, _GIVEN).replace(
-                "struct sockets_table_t {", _TABLE + "struct sockets_table_t {", 1
-            )
+            text = text.replace(_LOOKUP, _GIVEN).replace(_SOCKETS, _TABLE + _SOCKETS, 1)
         self._bpf: Any = loader.load(text + extra, pins, slots, link)
-        self.fd = {name: loader.load_program(self._bpf, name, bcc.BPF.SCHED_CLS) for name in loader.CLASSIFIERS}
+        self.fd = loader.load_stages(self._bpf, link)
         self.policy = maps.MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=slots)
         self.hot = maps.MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=slots)
         self.cold = maps.MappedArray(pins / "cold", abi.FlowCold, writable=True, reach=slots)

@@ -5,13 +5,14 @@ Not a test itself; no daemon and no socket is involved.
 
 import io
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
 
-from qos2.errors import NoSuchFlow, ServiceLost
+from qos2.errors import NoSuchFlow, QosError, ServiceLost
 from qos2.model import (
     Bandwidth,
     Cause,
@@ -28,7 +29,17 @@ from qos2.model import (
     Statement,
     TrafficType,
 )
-from qos2.wire.protocol import Explanation, FlowDetails, StateChange, StatusReport
+from qos2.wire.protocol import (
+    Explanation,
+    FlowDetails,
+    PolicyDecision,
+    PolicyExplain,
+    PolicyTest,
+    Reloaded,
+    RuleDetails,
+    StateChange,
+    StatusReport,
+)
 
 STATS = FlowStats(
     packets=123_456,
@@ -79,6 +90,7 @@ def details(flow: int = 0x00100001, **changed: Any) -> FlowDetails:
         "pid": 4321,
         "uid": 1000,
         "program": "videosender",
+        "unit": "",
         "age_s": 75.0,
         "members": ["tcp 192.0.2.7:5004"],
         "whole_program": False,
@@ -184,6 +196,20 @@ def report(**changed: Any) -> StatusReport:
     return StatusReport(**(values | changed))
 
 
+def devices(*made: DeviceStatus) -> StatusReport:
+    """A report with these."""
+    told = report()
+    return report(datapath=told.datapath | {"devices": json.loads(json.dumps([asdict(each) for each in made]))})
+
+
+def eth0(load_bps: int | None, speed_bps: int | None = 1_000_000_000, **changed: Any) -> DeviceStatus:
+    """A device that carries so much."""
+    why = "the kernel's default qdisc was replaced"
+    return DeviceStatus(
+        "eth0", 2, 1, "tcx", Shaper.FQ, why, load_bps=load_bps, speed_bps=speed_bps, backlog_bytes=0, **changed
+    )
+
+
 @dataclass
 class StandInFlow:
     """A program's flow that records what is asked of it."""
@@ -213,7 +239,8 @@ class StandInFlow:
 class StandIn:
     """A client with given answers; those of flows() in their order, the last one again and again.
 
-    With `ends` the last one is followed by Ctrl-C. One flow is found where flows() would have it.
+    With `ends` the last one is followed by Ctrl-C. One flow is found where flows() would have it. Of `statuses` the
+    last one is told again and again; `trouble` is raised instead of it while it is set.
     """
 
     def __init__(
@@ -221,7 +248,9 @@ class StandIn:
         *flows: Sequence[FlowDetails],
         explanations: Mapping[int, Explanation] | None = None,
         ends: bool = False,
+        statuses: Sequence[StatusReport] = (),
     ) -> None:
+        self._statuses = list(statuses) or [report()]
         self._flows = list(flows) or [[details(), VOICE, BACKUP]]
         self._ends = ends
         self.explanations = dict(explanations or {})
@@ -229,6 +258,12 @@ class StandIn:
         self.paths: list[str | None] = []
         self.types: list[TrafficType] = []
         self.flow = StandInFlow()
+        self.rules: Sequence[RuleDetails] = ()
+        self.reloaded = Reloaded(generation=1, rules=0)
+        self.decision = PolicyDecision(generation=1)
+        self.questions: list[tuple[PolicyTest | PolicyExplain, socket.socket | None]] = []
+        self.privileged = True
+        self.trouble: QosError | None = None
 
     def connect(self, path: str | None) -> Self:
         self.paths.append(path)
@@ -241,7 +276,9 @@ class StandIn:
         pass
 
     def status(self) -> StatusReport:
-        return report()
+        if self.trouble is not None:
+            raise self.trouble
+        return self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
 
     def flows(self) -> Sequence[FlowDetails]:
         if self._ends and not self._flows:
@@ -257,6 +294,18 @@ class StandIn:
     def explain(self, flow: int) -> Explanation:
         self.explained.append(flow)
         return self.explanations[flow] if flow in self.explanations else explanation()
+
+    def reload(self) -> Reloaded:
+        return self.reloaded
+
+    def policy(self) -> Sequence[RuleDetails]:
+        return self.rules
+
+    def policy_decision(
+        self, question: PolicyTest | PolicyExplain, sock: socket.socket | None = None
+    ) -> PolicyDecision:
+        self.questions.append((question, sock))
+        return self.decision
 
     def add_program(self, traffic_type: TrafficType) -> StandInFlow:
         self.types.append(traffic_type)

@@ -170,6 +170,10 @@ def test_flows_as_json_are_exact(capsys: pytest.CaptureFixture[str]) -> None:
                 "cause": None,
                 "state_s": 75.0,
                 "evidence": {},
+                "rule": None,
+                "denied": False,
+                "asked_dscp": None,
+                "asked_bandwidth": None,
                 "stats": {
                     "packets": 50,
                     "bytes": 10_000,

@@ -175,6 +175,7 @@ def test_explain_as_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
         "source": "tcp",
         "signals": SIGNALS,
         "bandwidth": 8_000_000,
+        "rule": None,
         "estimates": {
             "bottleneck": 10_200_000,
             "available": 2_100_000,

@@ -1,17 +1,7 @@
 """`qos2 watch` on a terminal: what is drawn, what the keys do, and that the terminal is as before afterwards."""
 
-import fcntl
 import io
 import os
-import pty
-import select
-import struct
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +18,7 @@ from qos2.cli.watch import Position
 from qos2.model import FlowStats
 from qos2.wire.protocol import Explanation
 from unit.cli_stage import BACKUP, ESTIMATES, SIGNALS, UNKNOWN, VOICE, StandIn, change, details, explanation, printed
+from unit.terminal_stage import echoes, seen_until, terminal
 
 SILENT = explanation(changes=(change("unknown", None, 75.0),), source=None, signals={})
 EXPLANATIONS = {0x00100001: explanation(estimates=ESTIMATES), VOICE.flow: SILENT, BACKUP.flow: SILENT}
@@ -252,49 +243,6 @@ def test_once_prints_the_view_also_into_a_pipe(capsys: pytest.CaptureFixture[str
 
 
 # On a real terminal
-
-
-@contextmanager
-def terminal(*arguments: str, flows: str = "") -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """The command on a terminal of 80 by 24, over a stand-in with these answers; and our end of the terminal."""
-    program = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from unit.cli_stage import *\n"
-        "from qos2.cli.main import main\n"
-        f"sys.exit(main(sys.argv[1].split(), connect=StandIn({flows}).connect))"
-    )
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, " ".join(arguments), *sys.path],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        env=environment | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
-    )
-    try:
-        yield process, ours
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
-        os.close(theirs)
-
-
-def seen_until(ours: int, text: str) -> str:
-    """What the terminal was sent until this text came; fails after 20 s."""
-    sent = ""
-    end_s = time.monotonic() + 20
-    while text not in sent:
-        assert select.select([ours], [], [], max(end_s - time.monotonic(), 0))[0], f"no {text!r} in {sent!r}"
-        sent += os.read(ours, 65536).decode()
-    return sent
-
-
-def echoes(ours: int) -> bool:
-    return bool(termios.tcgetattr(ours)[3] & termios.ECHO)
 
 
 def test_live_the_keys_work_and_q_leaves_the_terminal_as_it_was() -> None:

@@ -192,6 +192,8 @@ class TestViews:
             stats=FlowStats(packets=3),
             judgement=Judgement(since_s=1000.0),
             judged_for_s=12.5,
+            asked_dscp=Dscp(0),
+            asked_bandwidth=Bandwidth(2_000_000),
         )
 
     def test_an_override_and_an_unmarked_flow_are_told_apart(self) -> None:

@@ -24,13 +24,13 @@ LAYERS: list[list[set[str]]] = [
     [{"core"}, {"wire"}],
     [{"client", "channel", "aio", "win32", ""}],  # "": the package itself, which re-exports the clients' names
     [
-        {"server", "session", "sockets", "listener", "inbox", "units"},
+        {"server", "session", "sockets", "listener", "inbox", "activation", "owner", "policyreplies", "units"},
         {"exporter", "metrics"},
-        {"config", "policyfile", "policykeys", "tomlpositions"},
+        {"config", "policies", "policyfile", "policykeys", "tomlpositions"},
         {"datapath"},
         {"paths"},
     ],
-    [{"daemon", "runtime"}, {"cli"}],
+    [{"daemon", "runtime", "supervisor", "chronicle", "logs"}, {"cli"}],
 ]
 
 #: Libraries that are kept to the modules named.
@@ -140,6 +140,7 @@ def test_an_application_loads_nothing_of_the_daemon() -> None:
         "qos2.wire.calls",
         "qos2.wire.connection",
         "qos2.wire.protocol",
+        "qos2.wire.requests",
         "qos2.wire.results",
         "qos2.wire.vigil",
     }

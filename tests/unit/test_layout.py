@@ -41,6 +41,9 @@ TWINS = {
     "qos_socket_flags": Twin(abi.SocketFlag, "QOS_SOCKET_", {}),
     "qos_counter": Twin(abi.Counter, "QOS_COUNTER_", {"QOS_COUNTERS": abi.COUNTERS}),
     "qos_event_kind": Twin(abi.EventKind, "QOS_EVENT_", {}),
+    "qos_ruleset_flags": Twin(abi.RulesetFlag, "QOS_RULESET_", {}),
+    "qos_traffic": Twin(abi.Traffic, "QOS_TRAFFIC_", {}),
+    "qos_bucket": Twin(abi.Bucket, "QOS_BUCKET_", {}),
 }
 
 CONSTANTS = {
@@ -49,6 +52,12 @@ CONSTANTS = {
     "QOS_EVENT_INTERVAL_NS": abi.EVENT_INTERVAL_NS,
     "QOS_HORIZON_NS": abi.HORIZON_NS,
     "HTB_MAJOR": abi.HTB_MAJOR,
+    "QOS_RULES": abi.RULES,
+    "QOS_RULES_AT_ONCE": abi.RULES_AT_ONCE,
+    "QOS_RULE_BLOCKS": abi.RULE_BLOCKS,
+    "QOS_CGROUP_LEVELS": abi.CGROUP_LEVELS,
+    "QOS_POOLS": abi.POOLS,
+    "QOS_POOL_FLOWS": abi.POOL_FLOWS,
 }
 
 
@@ -121,5 +130,5 @@ def test_enumeration_has_the_same_names_and_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constant_is_the_same_number(name: str) -> None:
-    (number,) = re.findall(rf"^#define {name}\s+(\w+?)u?l*$", TYPES_H + QOS_BPF_C, re.MULTILINE)
+    (number,) = re.findall(rf"^#define {name}\s+(\w+?)u?l*(?: /\*.*)?$", TYPES_H + QOS_BPF_C, re.MULTILINE)
     assert int(number, 0) == CONSTANTS[name]

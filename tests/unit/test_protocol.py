@@ -59,6 +59,10 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         protocol.RequestId: st.integers(0, 2**53 - 1),
         protocol.AddressText | None: st.none() | TEXT,
         protocol.AddressText: TEXT,
+        protocol.NameText: TEXT,
+        protocol.PathText: TEXT,
+        dict[str, list[str]]: st.dictionaries(TEXT, st.lists(TEXT), max_size=3),
+        dict[str, Any] | None: st.none() | COUNTERS,
         tuple[protocol.Number, protocol.Number]: st.tuples(NUMBER, NUMBER),
         protocol.Number | None: st.none() | NUMBER,
         float | None: st.none() | FLOAT,
@@ -75,6 +79,12 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(messages(protocol.FlowDetails), max_size=2)
     if kind == list[protocol.StateChange]:
         return st.lists(messages(protocol.StateChange), min_size=1, max_size=2)
+    if kind == list[protocol.RuleDetails]:
+        return st.lists(messages(protocol.RuleDetails), max_size=2)
+    if kind == protocol.RuleDetails | None:
+        return st.none() | messages(protocol.RuleDetails)
+    if kind == list[protocol.RuleReason]:
+        return st.lists(messages(protocol.RuleReason), max_size=2)
     return by_type[kind]
 
 
@@ -262,7 +272,9 @@ def test_what_is_no_pair_of_address_and_port_is_refused(dest: Any) -> None:
 
 def test_the_document_names_every_request_result_and_field() -> None:
     document = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    parts: list[type[msgspec.Struct]] = [protocol.FlowDetails, protocol.StateChange]
+    parts: list[type[msgspec.Struct]] = [
+        *(protocol.FlowDetails, protocol.StateChange, protocol.RuleDetails, protocol.RuleReason)
+    ]
     kinds: list[type[msgspec.Struct]] = [*REQUESTS, *RESULTS, *parts]
     for kind in kinds:
         if kind not in parts:
@@ -280,7 +292,7 @@ def test_the_document_gives_each_error_of_a_request_its_number() -> None:
     named = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", document, re.MULTILINE))
     of_requests = set(BY_CODE) - {
         # of the client itself, of the daemon's start, or bases and special cases of what is in the table
-        *("error", "service_unavailable", "service_lost", "timed_out", "config_error", "already_running"),
+        *("error", "service_unavailable", "service_lost", "timed_out", "already_running"),
         *("abi_mismatch", "missing_kernel_feature", "device_gone"),
     }
     assert set(named) == of_requests

@@ -8,7 +8,7 @@ import qos2
 from qos2 import errors, model
 
 #: Errors that a client cannot meet: the daemon's own start and the loader's.
-DAEMONS_OWN = {"AbiMismatch", "AlreadyRunning", "ConfigError", "DeviceGone", "MissingKernelFeature"}
+DAEMONS_OWN = {"AbiMismatch", "AlreadyRunning", "DeviceGone", "MissingKernelFeature"}
 
 HANDLE = {
     "add_program",
@@ -20,6 +20,9 @@ HANDLE = {
     "explain",
     "flow_details",
     "flows",
+    "policy",
+    "policy_decision",
+    "reload",
     "start_tracking",
     "status",
     "stop_tracking",

@@ -85,6 +85,7 @@ def test_both_ends_of_a_tcp_connection_are_known(
     ):
         port = listener.getsockname()[1]
         assert ends(sock) == (None, None)
+        assert ends(listener) == (Destination.parse(at, port), None)
         sock.connect((to, port))
         accepted, _ = listener.accept()
         with accepted:
@@ -92,21 +93,19 @@ def test_both_ends_of_a_tcp_connection_are_known(
             other = Destination.parse(address, port)
             assert ends(sock) == (own, other)
             assert ends(accepted) == (other, own)
-            assert ends(listener) == (None, None)
-            # Of a connection that the other side has reset, nothing is left.
+            # Of a connection that the other side has reset, the own port is left.
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
-        assert ends(sock) == (None, None)
+        assert ends(sock) == (own, None)
 
 
-def test_only_of_tcp_connections_the_own_end_is_asked() -> None:
-    with udp() as unbound, udp(PEER) as connected, socket.socket() as bound:
+def test_the_own_end_is_known_once_it_has_a_port() -> None:
+    with udp() as unbound, udp(PEER) as connected, udp() as anywhere:
         assert ends(unbound) == (None, None)
-        # What identifies a TCP flow to the kernel is of no use for UDP, and costs a system call.
-        assert ends(connected) == (None, Destination.parse(*PEER))
-        bound.bind(("127.0.0.1", 0))
-        assert ends(bound) == (None, None)
+        assert ends(connected) == (Destination.parse(*connected.getsockname()), Destination.parse(*PEER))
+        anywhere.bind(("0.0.0.0", 0))
+        assert ends(anywhere) == (Destination(None, anywhere.getsockname()[1]), None)
 
 
 def test_the_peer_of_a_connection_is_told_by_the_kernel() -> None:

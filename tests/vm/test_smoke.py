@@ -10,22 +10,24 @@ import os
 import platform
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from demo.lab import Lab, LabError, command
+from demo.lab import Lab, command
 from demo.packets import TCP, UDP
 from demo.processes import Daemon, environment
 from harness.contract import check_contract
 from harness.device_state import device_state
+from harness.routes import PLAIN, ROUTES, Route, add_vlans
 from harness.wire import PATIENCE_S, UNPROBED, Wire, eventually, marks, port_of, read_to_end
-from qos2 import TrafficType
+from qos2 import Handle, TrafficType
 from qos2.datapath import abi, loader
 
 pytestmark = pytest.mark.datapath
@@ -33,31 +35,11 @@ pytestmark = pytest.mark.datapath
 #: The release of the virtual machine's kernel; "" on the host's own.
 GUEST = os.environ.get("QOS_GUEST_RELEASE", "")
 VERSION = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
-PLAIN, TAGGED, TWICE_TAGGED = "eth0", "eth0.5", "eth0.5.7"
 CONTRACT = 5_000_000
+# packet(7), whose names Python lacks: struct tpacket_auxdata, of which the sixth is the tag.
+ETH_P_ALL, SOL_PACKET, PACKET_AUXDATA = 3, 263, 8
+AUXDATA = struct.Struct("=IIIHHHH")
 SECONDS = 4.0
-
-
-@dataclass(frozen=True)
-class Route:
-    """A way from the application to the peer: over a device, to an address that is reached over no other."""
-
-    device: str
-    family: socket.AddressFamily
-    host: str
-
-    def __str__(self) -> str:
-        return f"{'IPv4' if self.family == socket.AF_INET else 'IPv6'}-{self.device}"
-
-
-ROUTES = [
-    Route(PLAIN, socket.AF_INET, "198.51.100.2"),
-    Route(PLAIN, socket.AF_INET6, "2001:db8:2::2"),
-    Route(TAGGED, socket.AF_INET, "198.51.100.3"),
-    Route(TAGGED, socket.AF_INET6, "2001:db8:2::3"),
-    Route(TWICE_TAGGED, socket.AF_INET, "198.51.100.4"),
-    Route(TWICE_TAGGED, socket.AF_INET6, "2001:db8:2::4"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -72,28 +54,8 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def missing_vlans(lab: Lab) -> str:
-    """VLAN 5 between application and router, and VLAN 7 within it, whose tag is in the packet when we meet it.
-
-    Why they are not there, or "". Before the daemon, so that it finds the lab as it has to leave it.
-    """
-    for number, device, on, port, subnet in (
-        (5, TAGGED, PLAIN, "to-app", 1),
-        (7, TWICE_TAGGED, TAGGED, "to-app.5", 2),
-    ):
-        for end, name, lower, host in ((lab.app, device, on, 2), (lab.router, f"{port}.{number}", port, 1)):
-            try:
-                end.run("ip", "link", "add", "link", lower, "name", name, "type", "vlan", "id", str(number))
-            except LabError as error:
-                if GUEST or "Unknown device type" not in str(error):
-                    raise
-                return "this kernel has no VLAN devices (8021q)"
-            end.run("ip", "address", "add", f"203.0.113.{subnet * 64 + host}/26", "dev", name)
-            end.run("ip", "address", "add", f"2001:db8:{subnet + 4}::{host}/64", "dev", name, "nodad")
-            end.run("ip", "link", "set", name, "up")
-        for route in (each for each in ROUTES if each.device == device):
-            via = f"203.0.113.{subnet * 64 + 1}" if route.family == socket.AF_INET else f"2001:db8:{subnet + 4}::1"
-            lab.app.run("ip", "route", "add", route.host, "via", via, "dev", device)
-    return ""
+    """Why there are no VLANs, or "". Before the daemon, so that it finds the lab as it has to leave it."""
+    return add_vlans(lab, required=bool(GUEST))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +119,26 @@ def cgroups() -> set[str]:
     return {str(path) for path in Path("/sys/fs/cgroup").rglob("qos2-*")}
 
 
+@contextmanager
+def policy(wire: Wire, daemon: Daemon, rules: str) -> Iterator[None]:
+    """These rules are in force; afterwards none, and the flows that they had end."""
+    file, qos = daemon.policy / "rules.toml", wire.handle()
+    before = flows_in_datapath(qos)
+    file.write_text(rules)
+    try:
+        qos.reload()
+        yield
+    finally:
+        file.unlink()
+        qos.reload()
+    assert eventually(lambda: flows_in_datapath(qos) == before)
+
+
+def flows_in_datapath(qos: Handle) -> int:
+    (occupied, _) = qos.status().datapath["map_entries"]["policy"]
+    return int(occupied)
+
+
 def test_the_kernels_own_headers_are_compiled_against() -> None:
     if not GUEST:
         pytest.skip("any kernel's headers serve on the host; in a virtual machine there are the kernel's own")
@@ -182,7 +164,7 @@ def test_the_loader_compiles_and_the_kernel_takes_every_program(bpf_fs: Path) ->
     assert (done.returncode, sorted(report)) == (0, ["layout"]), report
     abi.check(report["layout"])
     assert {pin.name for pin in maps.iterdir()} == set(loader.MAPS)
-    assert {pin.name for pin in programs.iterdir()} == {*loader.CLASSIFIERS, loader.SOCKET_PROGRAM}
+    assert {pin.name for pin in programs.iterdir()} == {*loader.STAGES, *loader.SOCKET_PROGRAMS}
 
 
 def test_the_daemon_is_attached_by_the_newest_hook_that_the_kernel_has(lab: Lab, wire: Wire) -> None:
@@ -296,11 +278,63 @@ def test_an_unchanged_program_joins_a_flow_by_its_cgroup(wire: Wire) -> None:
     assert eventually(lambda: cgroups() == before)
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_rules_mark_what_nobody_registered(wire: Wire, daemon: Daemon, family: socket.AddressFamily) -> None:
+    """From the reload on, also of sockets that were there before; by what a packet says of itself, and by host."""
+    recording, receiver = wire.record(), wire.receiver()
+    marked = '[[rule]]\nname = "marked"\nprecedence = 200\nmatch.dscp = 46\nact.traffic_type = "voice"\n'
+    match = f'[[rule]]\nname = "rest"\nmatch.remote_port = {receiver.port}\n'
+    host = ROUTES[0].host if family == socket.AF_INET else ROUTES[1].host
+    early, late = (wire.sender(family, socket.SOCK_DGRAM) for _ in range(2))
+    early.connect((host, receiver.port))
+    early.send(b"datagram")
+    with policy(wire, daemon, marked + match + 'act = { dscp = 8, rate = "100M", bucket = "host" }\n'):
+        early.send(b"datagram")
+        late.connect((host, receiver.port))
+        late.send(b"datagram")
+        ip = family == socket.AF_INET
+        level, option = (socket.IPPROTO_IP, socket.IP_TOS) if ip else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        late.setsockopt(level, option, 46 << 2)
+        for _ in range(2):
+            late.send(b"datagram")
+    early.send(b"datagram")
+    receiver.expect(6)
+    packets = recording.stop().select(protocol=UDP, dport=receiver.port)
+    assert marks(packets) == [0, 8, 8, 56, 56, 0]
+
+
+@pytest.mark.parametrize("route", [each for each in ROUTES if each.device != PLAIN], ids=str, indirect=True)
+def test_a_rule_gives_tagged_frames_their_802_1p_priority(wire: Wire, daemon: Daemon, route: Route) -> None:
+    """The outer tag: a switch looks at no other."""
+    receiver, payload = wire.receiver(), b"a tagged frame"
+    sock = wire.sender(route.family, socket.SOCK_DGRAM)
+    sock.connect((route.host, receiver.port))
+    rule = f'[[rule]]\nname = "tagged"\nmatch.remote_port = {receiver.port}\nact.priority = 5\n'
+    with wire.lab.router.entered():
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    with tap:
+        tap.bind(("to-app", ETH_P_ALL))
+        tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+        tap.settimeout(PATIENCE_S)
+        sock.send(payload)
+        with policy(wire, daemon, rule):
+            for _ in range(2):
+                sock.send(payload)
+        sock.send(payload)
+        tags: list[int] = []
+        while len(tags) < 4:
+            frame, told, _, _ = tap.recvmsg(2048, 128)
+            if frame.endswith(payload):
+                tags.append(AUXDATA.unpack(told[0][2])[5])
+    assert tags == [5, 5 | 5 << 13, 5 | 5 << 13, 5]
+
+
 def test_status_names_what_the_kernel_lacks(wire: Wire) -> None:
     features = dict(wire.handle().status().datapath["features"])
     expected = {
         "tcx": VERSION >= (6, 6),
         "netns_cookie": VERSION >= (5, 14),
+        "netns_match": VERSION >= (6, 15),
         "compare_and_swap": VERSION >= (5, 12),
         "fq": True,
         "htb": True,

@@ -207,18 +207,32 @@ class Handle:
         """As qos2.Handle.stop_tracking."""
         await self._opened().run(calls.stop_tracking(address))
 
+    async def reload(self) -> protocol.Reloaded:
+        """As qos2.Handle.reload."""
+        return await self._opened().run(calls.reload())
+
+    async def policy(self) -> list[protocol.RuleDetails]:
+        """As qos2.Handle.policy."""
+        return await self._run_all(calls.policy())
+
+    async def policy_decision(
+        self, question: protocol.PolicyTest | protocol.PolicyExplain, sock: Socket | None = None
+    ) -> protocol.PolicyDecision:
+        """As qos2.Handle.policy_decision. The socket must stay open until it returns."""
+        return await self._run_all(calls.policy_decision(question), -1 if sock is None else descriptor(sock))
+
     def _opened(self) -> Channel:
         if self._channel is None:
             raise InvalidHandle("the handle is not open", "async with qos2.aio.Handle() as qos, or await it")
         return self._channel
 
-    async def _run_all(self, steps: Steps[T]) -> T:
-        """Calls in turn, each made of what came of those before it."""
+    async def _run_all(self, steps: Steps[T], fd: int = -1) -> T:
+        """Calls in turn, each made of what came of those before it, and each with the same descriptor."""
         channel = self._opened()
         try:
             call = next(steps)
             while True:
-                call = steps.send(await channel.run(call))
+                call = steps.send(await channel.run(call, fd))
         except StopIteration as end:
             value: T = end.value
             return value

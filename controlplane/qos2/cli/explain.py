@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qos2.cli import evidence, render, statements
+from qos2.cli import evidence, render, ruling, statements
 from qos2.cli.ports import Client
 from qos2.errors import NetworkBusy, Retry
 from qos2.model import Cause, DeviceStatus, FlowFundamentals, FlowState, Method, Quality, Shaping
@@ -65,6 +65,7 @@ def document(flow: FlowDetails, explanation: Explanation) -> dict[str, Any]:
         "source": explanation.source,
         "signals": dict(explanation.signals),
         "bandwidth": flow.bandwidth or None,
+        "rule": flow.rule or None,
         "estimates": None if explanation.estimates is None else asdict(explanation.estimates),
         "admits": admits(flow, explanation.estimates),
         "device": None if explanation.device is None else asdict(explanation.device),
@@ -91,6 +92,8 @@ def sheet(flow: FlowDetails, explanation: Explanation) -> Table:
         "state", render.state_text(explanation.state, explanation.cause) + f" for {render.duration(explanation.for_s)}"
     )
     made.add_row("why", _why(explanation))
+    if flow.rule:
+        made.add_row("rule", ruling.under(flow))
     made.add_row("contract", _contract(flow, explanation))
     made.add_row("signals", _signals(flow, explanation))
     if explanation.device is not None:

@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from qos2.cli import evidence, render
+from qos2.cli import evidence, render, ruling
 from qos2.cli.ports import Client
 from qos2.model import Shaping
 from qos2.wire.protocol import FlowDetails
@@ -39,13 +39,16 @@ def flow_sheet(flow: FlowDetails) -> Table:
     sheet.add_column(overflow="fold")
     sheet.add_row("flow", f"{render.hex_id(flow.flow)} ({flow.flow})")
     sheet.add_row("type", render.type_label(flow.traffic_type) + (", adaptive" if flow.adaptive else ""))
-    sheet.add_row("owner", f"{render.program(flow.program, flow.pid)}, uid {flow.uid}")
+    owner = f"{render.program(flow.program, flow.pid)}, uid {flow.uid}"
+    sheet.add_row("owner", f"{owner}, {render.printable(flow.unit)}" if flow.unit else owner)
     sheet.add_row("age", render.duration(flow.age_s))
     sheet.add_row("state", render.state_text(flow.state, flow.cause) + f" for {render.duration(flow.state_s)}")
     if flow.evidence:
         sheet.add_row("", evidence.phrase(flow.evidence))
     sheet.add_row("DSCP", _marking(flow))
     sheet.add_row("contract", _contract(flow))
+    if flow.rule:
+        sheet.add_row("rule", ruling.under(flow))
     for device, how in sorted(flow.shapers.items()):
         sheet.add_row(f"on {device}", how)
     if flow.whole_program:
@@ -60,6 +63,8 @@ def _marking(flow: FlowDetails) -> str:
     if flow.dscp is None:
         return "left as the application sets it"
     why = "set by hand" if flow.dscp_override else f"of {render.type_label(flow.traffic_type)}"
+    if flow.rule and flow.dscp != flow.asked_dscp:
+        why = f"of the rule {render.printable(flow.rule)}"
     return f"{flow.dscp} ({why})"
 
 

@@ -6,19 +6,21 @@ so that no process can write to an administrator's terminal through its name.
 
 import json
 import os
+import pwd
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import IO, Any, Literal
 
 import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+from rich.text import Span, Text
 
-from qos2.model import Cause, FlowState, FlowStats, Shaping, TrafficType
+from qos2.model import Cause, DeviceStatus, FlowState, FlowStats, Shaping, TrafficType
 from qos2.wire.protocol import FlowDetails
 
 #: From this width on, `qos2 flows` spells out what it abbreviates in narrower terminals.
@@ -45,6 +47,9 @@ STATE_STYLES = {
     FlowState.UNCONGESTED: "green",
 }
 
+#: When to colour. Nothing is told by colour alone.
+COLORS = ("auto", "always", "never")
+
 #: States in at most four characters.
 SHORT_STATES = {
     FlowState.UNKNOWN: "-",
@@ -54,12 +59,24 @@ SHORT_STATES = {
 }
 
 
-def console(file: IO[str] | None = None, width: int | None = None) -> Console:
-    """A console that takes nothing in its text for markup. Honours NO_COLOR and COLUMNS."""
+def console(file: IO[str] | None = None, width: int | None = None, color: str = "auto") -> Console:
+    """A console that takes nothing in its text for markup. Honours COLUMNS, and NO_COLOR unless `color` says otherwise.
+
+    `color`: one of COLORS; `always` writes styles into files and pipes too.
+    """
     file = sys.stdout if file is None else file
     if width is None and not file.isatty() and "COLUMNS" not in os.environ:
         width = PIPE_COLUMNS
-    return Console(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return Console(
+        file=file,
+        width=width,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=False,
+        no_color={"auto": None, "always": False, "never": True}[color],
+        force_terminal=True if color == "always" else None,
+    )
 
 
 def write_json(out: Console, document: Mapping[str, Any]) -> None:
@@ -83,6 +100,33 @@ def program(name: str, pid: int, width: int = 0) -> str:
     if width and len(name) + len(number) > width:
         name = name[: max(width - len(number) - 1, 1)] + "…"
     return name + number
+
+
+@cache
+def user(uid: int) -> str:
+    """The name of a user of this host; the number where it has none."""
+    try:
+        return printable(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return str(uid)
+
+
+def device_names(devices: Iterable[DeviceStatus]) -> list[str]:
+    """Of each, with the cookie of its network namespace where there are several: names repeat across them."""
+    devices = list(devices)
+    several = len({device.netns_cookie for device in devices}) > 1
+    names = [printable(device.name) for device in devices]
+    return [
+        f"{name} (netns {device.netns_cookie})" if several else name
+        for name, device in zip(names, devices, strict=True)
+    ]
+
+
+def bar(share: float, width: int, style: str, out: Console) -> Text:
+    """Filled by a share 0..1, a little where that is not nothing; of characters that the output has."""
+    filled = round(min(max(share, 0.0), 1.0) * width) or int(share > 0 and width > 0)
+    full, empty = ("█", "░") if out.encoding.startswith("utf") else ("#", ".")
+    return Text(full * filled + empty * (width - filled), spans=[Span(0, filled, style), Span(filled, width, "dim")])
 
 
 def scaled(value: float, base: int = 1000) -> str:
@@ -235,6 +279,10 @@ def flow_document(flow: FlowDetails) -> dict[str, Any]:
         "cause": flow.cause,
         "state_s": flow.state_s,
         "evidence": flow.evidence,
+        "rule": flow.rule or None,
+        "denied": flow.denied,
+        "asked_dscp": flow.asked_dscp,
+        "asked_bandwidth": flow.asked_bandwidth or None,
         "stats": stats_document(stats_of(flow)),
     }
 

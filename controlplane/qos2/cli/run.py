@@ -5,22 +5,21 @@ born there. The flow ends with the command, whose exit code is handed on (128 + 
 """
 
 import os
-import re
 import signal
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 
 from rich.console import Console
 
 from qos2.cli import render
 from qos2.cli.ports import Client, ProgramFlow
+from qos2.core.bandwidth import parse_bandwidth
 from qos2.errors import ServiceLost
-from qos2.model import MAX_BANDWIDTH, MIN_BANDWIDTH, FlowStats, Shaping, TrafficType
+from qos2.model import FlowStats, Shaping, TrafficType
 
 #: Exit codes of POSIX shells for a command that is not there, or cannot be executed.
 NOT_FOUND = 127
@@ -37,19 +36,13 @@ QUIET_S = 0.1
 #: How long a command's last data may take by default.
 LINGER_S = 10.0
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
 
 def rate(text: str) -> int:
     """Bits per second of `64k`, `20M`, `1.5G` or plain digits; units are decimal. Raises ArgumentTypeError."""
-    told = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKmMgGtT]?)", text)
-    if told is None:
-        raise ArgumentTypeError(f"{text!r} is no rate such as 64k, 20M or 1.5G (bits per second)")
-    bits = Decimal(told[1]) * _UNITS[told[2].lower()]
-    if not MIN_BANDWIDTH <= bits <= MAX_BANDWIDTH:
-        bounds = f"{render.bandwidth(MIN_BANDWIDTH)} and {render.bandwidth(MAX_BANDWIDTH)}"
-        raise ArgumentTypeError(f"{text} is not between {bounds} bits per second")
-    return int(bits)
+    try:
+        return parse_bandwidth(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def traffic_type(text: str) -> TrafficType:

@@ -36,6 +36,30 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """What counters grew by, all per second."""
+
+    bits: float
+    packets: float
+    delayed: float
+    remarked: float
+    dropped: float
+
+    @classmethod
+    def between(cls, then: FlowStats, now: FlowStats, elapsed_s: float) -> Self:
+        """Of the time between two readings."""
+        elapsed_s = max(elapsed_s, 1e-3)
+        drops = sum(now.dropped_packets.values()) - sum(then.dropped_packets.values())
+        return cls(
+            bits=(now.bytes - then.bytes) * 8 / elapsed_s,
+            packets=(now.packets - then.packets) / elapsed_s,
+            delayed=(now.delayed_packets - then.delayed_packets) / elapsed_s,
+            remarked=(now.non_conformant_packets - then.non_conformant_packets) / elapsed_s,
+            dropped=drops / elapsed_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One flow over the time between two samples; all figures per second."""
 
@@ -52,6 +76,11 @@ class Row:
         return self.bits / self.flow.bandwidth if self.flow.bandwidth else None
 
 
+def unit_of(flow: FlowDetails) -> str:
+    """The unit of its owner as people call it; empty where it is in none: the root of all cgroups says nothing."""
+    return render.printable(flow.unit) if flow.unit != "/" else ""
+
+
 def rows(before: Sample, after: Sample) -> list[Row]:
     """Rates of the flows of `after`; a flow that began in between counts from its beginning."""
     made = []
@@ -62,17 +91,6 @@ def rows(before: Sample, after: Sample) -> list[Row]:
         else:
             then = FlowStats()
             elapsed_s = min(elapsed_s, flow.age_s)
-        made.append(_row(flow, then, now, max(elapsed_s, 1e-3)))
+        rates = Rates.between(then, now, elapsed_s)
+        made.append(Row(flow, rates.bits, rates.packets, rates.delayed, rates.remarked, rates.dropped))
     return made
-
-
-def _row(flow: FlowDetails, then: FlowStats, now: FlowStats, elapsed_s: float) -> Row:
-    drops = sum(now.dropped_packets.values()) - sum(then.dropped_packets.values())
-    return Row(
-        flow,
-        bits=(now.bytes - then.bytes) * 8 / elapsed_s,
-        packets=(now.packets - then.packets) / elapsed_s,
-        delayed=(now.delayed_packets - then.delayed_packets) / elapsed_s,
-        remarked=(now.non_conformant_packets - then.non_conformant_packets) / elapsed_s,
-        dropped=drops / elapsed_s,
-    )

@@ -57,7 +57,7 @@ def status_page(report: StatusReport) -> Group:
 def _devices(datapath: DatapathStatus) -> RenderableType:
     if not datapath.devices:
         return Text("no devices attached: no packet is marked or counted", style="red")
-    names = _names(datapath)
+    names = render.device_names(datapath.devices)
     made = render.grid("DEVICE HOOK SHAPER SHAPED", figures="SHAPED").table()
     made.add_column("WHY THIS SHAPER", overflow="fold")
     for name, device in zip(names, datapath.devices, strict=True):
@@ -69,7 +69,7 @@ def _loads(datapath: DatapathStatus) -> list[RenderableType]:
     """What the devices carry, of those of which something is known."""
     rows = [
         (name, *_load(device))
-        for name, device in zip(_names(datapath), datapath.devices, strict=True)
+        for name, device in zip(render.device_names(datapath.devices), datapath.devices, strict=True)
         if (device.speed_bps, device.load_bps, device.backlog_bytes, device.qdisc_drops) != (None,) * 4
     ]
     if not rows:
@@ -93,12 +93,6 @@ def _load(device: DeviceStatus) -> tuple[str | Text, ...]:
         "-" if device.backlog_packets is None else render.scaled(device.backlog_packets),
         "-" if device.qdisc_drops is None else render.alarming(str(device.qdisc_drops), "yellow"),
     )
-
-
-def _names(datapath: DatapathStatus) -> list[str]:
-    # Names repeat across namespaces; the cookie tells them apart, and is noise where there is but one.
-    several = len({device.netns_cookie for device in datapath.devices}) > 1
-    return [f"{each.name} (netns {each.netns_cookie})" if several else each.name for each in datapath.devices]
 
 
 def _features(datapath: DatapathStatus) -> list[RenderableType]:

@@ -1,6 +1,6 @@
-"""`qos2 top`: what each flow sends now, from the differences of its counters between two samples.
+"""`qos2 top`: who sends what now: links, classes and flows, live.
 
-Live where the output is a terminal; else, and with --once or --json, one table after one interval.
+Where the output is no terminal, and with --once or --json, one look after one interval.
 """
 
 import time
@@ -8,147 +8,182 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qos2.cli import render
-from qos2.cli.keyboard import Keyboard, terminated_by_exception
+from qos2.cli import render, toppages, topview
+from qos2.cli.feed import Feed
+from qos2.cli.keyboard import Bell, Keyboard, name_of, terminated_by_exception
+from qos2.cli.observations import Observation
 from qos2.cli.ports import Client
-from qos2.cli.render import Grid
-from qos2.cli.sampling import Row, Sample, rows
+from qos2.cli.sampling import Rates, Row
+from qos2.cli.selection import Selection, matching, ordered
+from qos2.cli.snapshot import Looks, Snapshot
+from qos2.client import Handle
 
-#: Lines of the live view that are not flows: title, table head and rule, note on hidden flows, keys.
-_OTHER_LINES = 6
-#: From this width on, types are spelt out and bars are long.
-_WIDE_COLUMNS = 110
+Connect = Callable[[], Client]
 
-
-SORTS: dict[str, Callable[[Row], Any]] = {
-    "rate": lambda row: -row.bits,
-    "packets": lambda row: -row.packets,
-    "held": lambda row: -row.delayed,
-    "drops": lambda row: -row.dropped,
-    "type": lambda row: row.flow.traffic_type,
-    "name": lambda row: row.flow.program,
-    "id": lambda row: row.flow.flow,
-}
-#: First letters are the keys of the live view.
-KEYS = {name[0]: name for name in SORTS}
+#: Without news the view is drawn anew so often, seconds.
+_REDRAW_S = 2.0
+#: A daemon that takes longer for an answer is said to be silent, seconds. (65,536 flows take one or two.)
+_SILENT_S = 5.0
 
 
-def execute(qos: Client, arguments: Namespace, out: Console) -> int:
-    """Show rates, once or until q."""
-    if arguments.once or arguments.json or not out.is_terminal:
-        return _once(qos, arguments, out)
-    return _live(qos, arguments, out)
-
-
-def ordered(shown: Sequence[Row], order: str) -> list[Row]:
-    """The rows as one of SORTS wants them."""
-    return sorted(shown, key=lambda row: (SORTS[order](row), row.flow.flow))
-
-
-def document(shown: Sequence[Row], interval_s: float) -> dict[str, Any]:
-    """The JSON form; `use` is the share of the contract, None without one."""
-    return {
-        "interval_s": interval_s,
-        "flows": [
-            {
-                "id": render.hex_id(row.flow.flow),
-                "traffic_type": render.type_label(row.flow.traffic_type),
-                "program": row.flow.program,
-                "pid": row.flow.pid,
-                "bandwidth": row.flow.bandwidth or None,
-                "bits_per_s": row.bits,
-                "packets_per_s": row.packets,
-                "delayed_per_s": row.delayed,
-                "remarked_per_s": row.remarked,
-                "dropped_per_s": row.dropped,
-                "use": row.use,
-            }
-            for row in shown
-        ],
-    }
-
-
-def view(shown: Sequence[Row], order: str, out: Console, *, keys: bool = False) -> Group:
-    """Title and table, cut to the terminal's height where it is live (`keys`)."""
-    bits, packets = sum(row.bits for row in shown), sum(row.packets for row in shown)
-    title = Text.assemble(
-        (f"{len(shown)} flows", "bold"),
-        f"  {render.bandwidth(bits)}bit/s  {render.scaled(packets)} packets/s  by {order}",
-    )
-    room = max(out.height - _OTHER_LINES, 1) if keys else len(shown)
-    most = max((row.bits for row in shown), default=0.0)
-    made = render.fitted(out.width, lambda program_width: _grid(shown[:room], most, out, program_width))
-    parts: list[Any] = [title, made.table()]
-    if len(shown) > room:
-        parts.append(Text(f"{len(shown) - room} more flows: make the terminal higher", style="dim"))
-    if keys:
-        parts.append(Text("q quit; sort by " + ", ".join(f"{key} {name}" for key, name in KEYS.items()), style="dim"))
-    return Group(*parts)
-
-
-def _grid(shown: Sequence[Row], most: float, out: Console, program_width: int) -> Grid:
-    wide = out.width >= _WIDE_COLUMNS
-    made = render.grid("ID TYPE PROGRAM BIT/s OF USE PKT/s HELD RMRK DROP", figures="BIT/s OF PKT/s HELD RMRK DROP")
-    for row in shown:
-        flow = row.flow
-        made.rows.append(
-            (
-                render.hex_id(flow.flow),
-                render.type_label(flow.traffic_type) if wide else render.short_type(flow.traffic_type),
-                render.program(flow.program, flow.pid, program_width),
-                render.bandwidth(row.bits),
-                render.bandwidth(flow.bandwidth) if flow.bandwidth else "-",
-                bar(row, most, 30 if wide else 8, ascii_only=not out.encoding.startswith("utf")),
-                render.scaled(row.packets),
-                render.scaled(row.delayed),
-                render.alarming(render.scaled(row.remarked), "yellow"),
-                render.alarming(render.scaled(row.dropped)),
-            )
-        )
-    return made
-
-
-def bar(row: Row, most: float, width: int, *, ascii_only: bool) -> Text:
-    """Filled by the share of the contract; without one, dimmer and by the share of the largest rate."""
-    share = row.use if row.use is not None else (row.bits / most if most else 0.0)
-    filled = round(min(max(share, 0.0), 1.0) * width)
-    style = "cyan" if row.use is None else "green" if share < 0.95 else "yellow"
-    full, empty = ("#", ".") if ascii_only else ("█", "░")
-    return Text.assemble((full * filled, style), (empty * (width - filled), "dim"))
-
-
-def _once(qos: Client, arguments: Namespace, out: Console) -> int:
-    before = Sample.of(qos.flows())
+def execute(qos: Client, arguments: Namespace, out: Console, connect: Connect | None = None) -> int:
+    """Show it once or until q. `connect` reaches a daemon that went away (None: by a handle of its own)."""
+    live = out.is_terminal and not (arguments.once or arguments.json)
+    out = render.console(out.file, color=arguments.color)
+    if live:
+        _live(qos, arguments, out, connect or (lambda: Handle(arguments.socket)))
+        return 0
+    looks = Looks(qos)
+    looks.look()
     time.sleep(arguments.interval)
-    after = Sample.of(qos.flows())
-    shown = ordered(rows(before, after), arguments.sort)
+    snapshot = looks.look()
+    listed = ordered(matching(snapshot.rows, arguments.filter), arguments.sort)
     if arguments.json:
-        render.write_json(out, document(shown, after.at_s - before.at_s))
+        render.write_json(out, document(snapshot, listed))
     else:
-        out.print(view(shown, arguments.sort, out))
+        _print(topview.once(snapshot, listed, Selection(arguments.sort, arguments.filter), out), out)
     return 0
 
 
-def _live(qos: Client, arguments: Namespace, out: Console) -> int:
-    order: str = arguments.sort
-    before = after = Sample.of(qos.flows())
+def document(snapshot: Snapshot, listed: Sequence[Row]) -> dict[str, Any]:
+    """The JSON form. `use` of a flow is the share of its contract, of a link that of its speed; None: not known.
+
+    Classes have all flows, `flows` those `listed`. `rules` are those of the policy that
+    apply to packets in no flow; `in_no_flow_bits_per_s`: what the links carry beside flows and rules.
+    """
+    return {
+        "interval_s": snapshot.interval_s,
+        "privileged": snapshot.privileged,
+        "links": [
+            {
+                "name": link.device.name,
+                "netns_cookie": link.device.netns_cookie,
+                "speed_bits_per_s": link.device.speed_bps,
+                "load_bits_per_s": link.device.load_bps,
+                "use": link.used,
+                "backlog_bytes": link.device.backlog_bytes,
+                "shaper": link.device.shaper.value,
+            }
+            for link in snapshot.links
+        ],
+        "classes": [
+            {
+                "traffic_type": render.type_label(each.traffic_type),
+                "flows": each.flows,
+                "bits_per_s": each.bits,
+                "states": {state: number for state, number in sorted(each.states.items())},
+            }
+            for each in snapshot.classes()
+        ],
+        "rules": [{"name": rule.details.name, **_rates(rule.rates)} for rule in snapshot.rules],
+        "in_no_flow_bits_per_s": snapshot.rest_bits,
+        "flows": [_flow(row) for row in listed],
+    }
+
+
+def _flow(row: Row) -> dict[str, Any]:
+    flow = row.flow
+    return {
+        "id": render.hex_id(flow.flow),
+        "traffic_type": render.type_label(flow.traffic_type),
+        "program": flow.program,
+        "pid": flow.pid,
+        "uid": flow.uid,
+        "unit": flow.unit or None,
+        "bandwidth": flow.bandwidth or None,
+        **_rates(row),
+        "use": row.use,
+        "rule": flow.rule or None,
+        "denied": flow.denied,
+        "state": flow.state,
+        "cause": flow.cause,
+        "state_s": flow.state_s,
+        "members": flow.members,
+    }
+
+
+def _rates(rates: Row | Rates) -> dict[str, float]:
+    return {
+        "bits_per_s": rates.bits,
+        "packets_per_s": rates.packets,
+        "delayed_per_s": rates.delayed,
+        "remarked_per_s": rates.remarked,
+        "dropped_per_s": rates.dropped,
+    }
+
+
+def _print(lines: Sequence[Text], out: Console) -> None:
+    if out.is_terminal and len(lines) <= render.STYLED_ROWS:
+        for line in lines:
+            line.end = "\n"
+            out.print(line)
+    else:
+        out.file.write("".join(f"{line.plain.rstrip()}\n" for line in lines))
+
+
+def _live(qos: Client, arguments: Namespace, out: Console, connect: Connect) -> None:
+    selection = Selection(arguments.sort, arguments.filter)
     with (
         terminated_by_exception(),
+        Bell() as bell,
+        Feed(qos, connect, arguments.interval, bell.ring) as feed,
         Keyboard() as keyboard,
         Live(console=out, screen=True, auto_refresh=False) as live,
     ):
         try:
-            while True:
-                live.update(view(ordered(rows(before, after), order), order, out, keys=True), refresh=True)
-                key = keyboard.wait(after.at_s + arguments.interval - time.monotonic())
-                if key == "q":
-                    return 0
-                order = KEYS.get(key, order)
-                if time.monotonic() >= after.at_s + arguments.interval:
-                    before, after = after, Sample.of(qos.flows())
+            while _step(selection, feed, keyboard, bell, live, out):
+                feed.check()
         except KeyboardInterrupt:
-            return 0
+            pass  # the usual way to leave
+
+
+def _step(selection: Selection, feed: Feed, keyboard: Keyboard, bell: Bell, live: Live, out: Console) -> bool:
+    """Draw, wait for a key or news, and obey. False: to quit."""
+    snapshot, trouble = feed.latest, _trouble(feed)
+    listed: list[Row] = []
+    room = 1
+    if snapshot is None:
+        live.update(Text(f"NO ANSWER: {trouble}" if trouble else "asking the daemon ..."), refresh=True)
+    else:
+        drawn, listed, room = _drawn(snapshot, selection, feed.observed, trouble, out)
+        live.update(drawn, refresh=True)
+    typed = keyboard.typed(_REDRAW_S, bell)
+    if typed is None:
+        return True
+    if not typed:  # the terminal has hung up
+        return False
+    if selection.typing:
+        selection.type(typed, name_of(typed))
+        return True
+    before = selection.page, selection.paused
+    goes_on = selection.press(name_of(typed), listed, room)
+    if (selection.page, selection.paused) != before:
+        feed.pause(selection.paused)
+        chosen = [row.flow for row in listed if row.flow.flow == selection.chosen]
+        feed.follow(chosen[0] if selection.page == "details" and chosen else None)
+    return goes_on
+
+
+def _trouble(feed: Feed) -> str:
+    """What is wrong with the daemon; empty if nothing is."""
+    if feed.silent_s > _SILENT_S:
+        return f"it has not answered for {feed.silent_s:.0f} s"
+    return feed.trouble
+
+
+def _drawn(
+    snapshot: Snapshot, selection: Selection, observed: Observation | None, trouble: str, out: Console
+) -> tuple[RenderableType, list[Row], int]:
+    """The page, the flows that match, and how many lines of it move at a time."""
+    listed, room = selection.listed(snapshot), max(out.height - 1, 1)
+    if selection.page == "details":
+        return toppages.details(observed, selection, trouble, out), listed, room
+    if selection.page == "help":
+        return toppages.help_page(selection, out), listed, room
+    made = topview.screen(snapshot, selection, trouble, out)
+    selection.settle(listed, made.room)
+    return topview.overview(snapshot, listed, selection, made, out), listed, made.room

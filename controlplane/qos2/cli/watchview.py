@@ -114,7 +114,7 @@ def _plots(each: Observation, width: int, out: Console) -> list[tuple[str, str]]
 def closeup(each: Observation, out: Console, *, live: bool = False, paused: bool = False) -> Group:
     """One flow; cut to the terminal's height where it is live."""
     flow, explanation = each.flow, each.explanation
-    parts: list[RenderableType] = [_heading(flow, paused), _state(flow, explanation), Text(), _plot_sheet(each, out)]
+    parts: list[RenderableType] = [_heading(flow, paused), _state(flow, explanation), Text(), plot_sheet(each, out)]
     if explanation is None:
         return Group(*parts, Text("\nthe flow has ended"))
     sheet = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -150,7 +150,8 @@ def _state(flow: FlowDetails, explanation: Explanation | None) -> Text:
     return state
 
 
-def _plot_sheet(each: Observation, out: Console) -> Table:
+def plot_sheet(each: Observation, out: Console) -> Table:
+    """The course of rate, round trip, queue delay and loss, one line each."""
     sheet = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     sheet.add_column(style="bold", width=6)
     sheet.add_column(justify="right", width=8)

@@ -7,10 +7,11 @@ sent under another type before its type was changed. Reads nothing itself.
 
 from collections.abc import Mapping, Sequence
 
+from qos2.core.usage import Usage
 from qos2.model import FlowStats, TrafficType
 
 
-class _Sum:
+class Sum:
     """A running sum of the counters of FlowStats. May be below 0: it corrects another sum."""
 
     __slots__ = (
@@ -66,16 +67,17 @@ def _joined(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]
 
 
 class Accounts:
-    """Counts and totals per traffic type."""
+    """Counts and totals per traffic type. `usage` has those per unit, of flows in `slots` slots; tell it beside."""
 
-    __slots__ = ("_begun", "_corrections", "_ended", "_live")
+    __slots__ = ("_begun", "_corrections", "_ended", "_live", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 0) -> None:
+        self.usage = Usage(slots)
         kinds = len(TrafficType)
         self._begun = [0] * kinds
         self._ended = [0] * kinds
         self._live = [0] * kinds
-        self._corrections = [_Sum() for _ in range(kinds)]
+        self._corrections = [Sum() for _ in range(kinds)]
 
     def begin(self, traffic_type: TrafficType) -> None:
         """A flow of this type began, its counters at 0."""

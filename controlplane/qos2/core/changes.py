@@ -13,7 +13,8 @@ from qos2.core.accounts import Accounts
 from qos2.core.endings import Endings
 from qos2.core.flows import Flow, FlowTable, Handle
 from qos2.core.ports import Datapath
-from qos2.core.priorities import Treatment
+from qos2.core.priorities import Treatment, granted
+from qos2.core.rule import Rule
 from qos2.core.slots import SlotPool
 from qos2.errors import DatapathError
 from qos2.model import Destination, FlowId, SocketFacts, slot_of
@@ -40,10 +41,18 @@ class Changes:
         self._endings = endings
 
     def begin_with_socket(
-        self, owner: Handle, treatment: Treatment, now_s: float, fd: int, facts: SocketFacts, member: Destination
+        self,
+        owner: Handle,
+        treatment: Treatment,
+        rule: Rule | None,
+        now_s: float,
+        fd: int,
+        facts: SocketFacts,
+        member: Destination,
     ) -> FlowId:
-        """A new flow with one member. Raises LimitExceeded when every slot is in use."""
-        flow = self._begin(owner, treatment, now_s, _alone(facts.netns_cookie))
+        """A new flow with one member, under this rule. Raises LimitExceeded when every slot is in use."""
+        flow = self._begin(owner, treatment, rule, now_s, _alone(facts.netns_cookie))
+        flow.facts, flow.destination = facts, member
         try:
             self._bind(flow, fd, facts, member)
         except BaseException:
@@ -52,9 +61,9 @@ class Changes:
         self._record(flow)
         return flow.id
 
-    def begin_with_program(self, owner: Handle, treatment: Treatment, now_s: float) -> FlowId:
+    def begin_with_program(self, owner: Handle, treatment: Treatment, rule: Rule | None, now_s: float) -> FlowId:
         """A new flow for what the owner's process will open. Raises LimitExceeded when every slot is in use."""
-        flow = self._begin(owner, treatment, now_s, frozenset())
+        flow = self._begin(owner, treatment, rule, now_s, frozenset())
         flow.whole_program = True
         try:
             self._datapath.adopt_program(flow.id, owner.peer)
@@ -97,14 +106,15 @@ class Changes:
         self._narrow(flow)
 
     def treat(self, flow: Flow, treatment: Treatment) -> None:
-        """Other marks, another contract, another traffic type."""
-        before, after = flow.treatment.traffic_type, treatment.traffic_type
+        """Its owner asks for other marks, another contract, another traffic type."""
+        before, after = flow.granted.traffic_type, granted(treatment, flow.rule).traffic_type
         if before is after:
             self._put(flow, treatment, self._table.namespaces(flow))
             return
         stats = self._datapath.stats(flow.id)
         self._put(flow, treatment, self._table.namespaces(flow))
         self._accounts.change(before, after, stats)
+        self._accounts.usage.change(slot_of(flow.id), after, stats.bytes)
         self._table.type_of_slot[slot_of(flow.id)] = after
 
     def end(self, flow: Flow) -> None:
@@ -117,20 +127,23 @@ class Changes:
         self._endings.end_anyhow(flow.id)
         self._drop(flow)
 
-    def _begin(self, owner: Handle, treatment: Treatment, now_s: float, netns_cookies: frozenset[int]) -> Flow:
+    def _begin(
+        self, owner: Handle, treatment: Treatment, rule: Rule | None, now_s: float, netns_cookies: frozenset[int]
+    ) -> Flow:
         """A new flow, in force but not yet recorded."""
         flow = self._pool.take()
-        policy = treatment.policy(flow, netns_cookies)
+        policy = granted(treatment, rule).policy(flow, netns_cookies)
         try:
             self._datapath.put(policy, fresh=True)
         except BaseException:
             self._pool.give_back(flow)
             raise
-        return Flow(flow, owner, treatment, policy, now_s)
+        return Flow(flow, owner, treatment, policy, now_s, rule)
 
     def _record(self, flow: Flow) -> None:
         self._table.insert(flow)
-        self._accounts.begin(flow.treatment.traffic_type)
+        self._accounts.begin(flow.granted.traffic_type)
+        self._accounts.usage.begin(slot_of(flow.id), flow.owner.peer.unit, flow.granted.traffic_type)
 
     def _drop(self, flow: Flow) -> None:
         for cookie, destinations in self._table.remove(flow):
@@ -159,7 +172,7 @@ class Changes:
             self._narrow(former)
 
     def _put(self, flow: Flow, treatment: Treatment, netns_cookies: frozenset[int]) -> None:
-        policy = treatment.policy(flow.id, netns_cookies)
+        policy = granted(treatment, flow.rule).policy(flow.id, netns_cookies)
         self._datapath.put(policy, fresh=False)
         flow.treatment, flow.policy = treatment, policy
 

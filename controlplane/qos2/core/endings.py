@@ -63,6 +63,7 @@ class Endings:
             stats = self._datapath.stats(flow)
             self._datapath.end(flow)
             self._accounts.end(TrafficType(kind), stats)
+            self._accounts.usage.end(slot, stats.bytes)
             self._types[slot] = NO_TYPE
         self._pool.give_back(flow)
 

@@ -88,7 +88,7 @@ class Estimates:
         What it holds already, and less, it may have always; so may a flow to whose path nothing is known.
         Raises NetworkBusy, Retry or HostUnreachable; the contract so far stays in force.
         """
-        held = flow.treatment.bandwidth
+        held = flow.policy.bandwidth
         if flow.host is not None and wanted > held and self._joined(flow, flow.host):
             self._paths.admit(flow.host, held, wanted)
 
@@ -145,7 +145,7 @@ class Estimates:
         `wanted`, AlreadyExists, LimitExceeded.
         """
         host = self._measurable(flow)
-        held = flow.treatment.bandwidth
+        held = flow.policy.bandwidth
         if condition is Condition.AVAILABLE and wanted <= held:
             raise InvalidRequest(
                 f"waiting for {wanted} bits/s, and the flow holds {held}", "say the total that is wanted, in bits/s"
@@ -223,7 +223,7 @@ class Estimates:
         assert wait.condition is not None
         if wait.condition is not Condition.AVAILABLE:
             return self._conditions.holds(flow.id, wait.condition, held=Bandwidth(0), wanted=Bandwidth(0))
-        held = flow.treatment.bandwidth
+        held = flow.policy.bandwidth
         # Since it waits, its owner may have raised the contract himself: then there is nothing to wait for.
         return wait.wanted <= held or self._conditions.holds(flow.id, wait.condition, held=held, wanted=wait.wanted)
 

@@ -8,10 +8,12 @@ A member of a flow is a socket with a destination. The same pair is in one flow 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from qos2.core.priorities import Treatment
+from qos2.core.priorities import Treatment, granted
+from qos2.core.rule import Rule
 from qos2.model import Destination, FlowId, FlowPolicy, Peer, RemoteHost, SocketFacts, Transport, slot_of
 
 #: In `type_of_slot`: no flow.
@@ -59,27 +61,43 @@ class Socket:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """A flow. `policy` is what the datapath was told last."""
+    """A flow. `treatment` is what its owner asked for, `policy` what the datapath was told last.
+
+    `rule` is the administrator's that its first socket met; `facts` and `destination` are of that socket, none of a
+    program's flow.
+    """
 
     id: FlowId
     owner: Handle
     treatment: Treatment
     policy: FlowPolicy
     begun_s: float
+    rule: Rule | None = None
+    facts: SocketFacts | None = None
+    destination: Destination | None = None
     whole_program: bool = False
     members: dict[int, tuple[Destination, ...]] = field(default_factory=dict)  #: by cookie, in order of joining
     member_count: int = 0
     host: RemoteHost | None = None  #: of an adaptive flow: the other end of its one path, whatever its socket does
 
+    @property
+    def granted(self) -> Treatment:
+        """What is in force of its treatment."""
+        return granted(self.treatment, self.rule)
+
 
 class FlowTable:
-    """Flows by slot, sockets by cookie. `type_of_slot` has a byte per slot for sums over the mapped arrays."""
+    """Flows by slot, sockets by cookie. `type_of_slot` has a byte per slot for sums over the mapped arrays.
 
-    __slots__ = ("flows", "sockets", "type_of_slot")
+    `ruled` counts the flows under a rule, by its name.
+    """
+
+    __slots__ = ("flows", "ruled", "sockets", "type_of_slot")
 
     def __init__(self, size: int) -> None:
         self.flows: dict[int, Flow] = {}
         self.sockets: dict[int, Socket] = {}
+        self.ruled: Counter[str] = Counter()
         self.type_of_slot = bytearray([NO_TYPE]) * (size + 1)
 
     def find(self, flow: int) -> Flow | None:
@@ -92,7 +110,22 @@ class FlowTable:
         self.flows[slot] = flow
         flow.owner.flows[slot] = flow
         flow.owner.share.slots.add(slot)
-        self.type_of_slot[slot] = flow.treatment.traffic_type
+        self.type_of_slot[slot] = flow.granted.traffic_type
+        if flow.rule is not None:
+            self.ruled[flow.rule.name] += 1
+
+    def judge(self, flow: Flow, rule: Rule | None) -> None:
+        """Another rule, or none, applies to a flow of the table from now on."""
+        if flow.rule is not None:
+            self._unruled(flow.rule)
+        if rule is not None:
+            self.ruled[rule.name] += 1
+        flow.rule = rule
+
+    def _unruled(self, rule: Rule) -> None:
+        self.ruled[rule.name] -= 1
+        if not self.ruled[rule.name]:
+            del self.ruled[rule.name]
 
     def remove(self, flow: Flow) -> list[tuple[int, tuple[Destination, ...]]]:
         """Take a flow and its members out; returns what its sockets (by cookie) had joined it with.
@@ -103,6 +136,8 @@ class FlowTable:
         del self.flows[slot]
         del flow.owner.flows[slot]
         flow.owner.share.slots.discard(slot)
+        if flow.rule is not None:
+            self._unruled(flow.rule)
         left = []
         for cookie, destinations in flow.members.items():
             socket = self.sockets[cookie]

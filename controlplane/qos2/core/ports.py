@@ -1,8 +1,10 @@
 """What the core needs of the outside: datapath, paths, conditions, a clock. Edges implement them, fakes test them."""
 
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+from qos2.core.rule import Bucket, Rule
 from qos2.model import (
     Bandwidth,
     Condition,
@@ -25,6 +27,37 @@ class Clock(Protocol):
     """Seconds since some fixed point, never going backwards."""
 
     def __call__(self) -> float: ...
+
+
+#: A pool never holds more flows that nobody has drawn.
+POOL_CAPACITY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledRule:
+    """A rule as the datapath is told of it. `flow` None: what it matches passes untouched (deny, exempt).
+
+    `pool`: flows that were put and wait to be drawn, one for each socket or remote host, in this order; the rule's
+    own flow serves where none is left. Of a rule whose `flow` was in the ruleset before it is empty: that pool goes on.
+    """
+
+    rule: Rule
+    flow: FlowId | None
+    pool: tuple[FlowId, ...] = ()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it has a pool at all; one bucket for each is none without a rate."""
+        act = self.rule.act
+        return self.flow is not None and act.bucket is not Bucket.SHARED and act.rate > 0
+
+
+class WayOut(NamedTuple):
+    """By which device packets to a host leave now; empty: not known. `why`: why they are not seen when they leave."""
+
+    device: str = ""
+    attached: bool = False  #: whether the datapath sees what leaves by it
+    why: str = ""
 
 
 class Datapath(Protocol):
@@ -74,6 +107,33 @@ class Datapath(Protocol):
         ...
 
     def status(self) -> DatapathStatus: ...
+
+    def install(self, rules: Sequence[InstalledRule]) -> int:
+        """The complete ruleset, in order of decision, from one packet to the next; returns its generation, from 1.
+
+        Refused, the ruleset before stays in force.
+        """
+        ...
+
+    def drawn(self) -> Mapping[FlowId, int]:
+        """By the own flow of a rule: how many flows of its pool packets have drawn since the pool began."""
+        ...
+
+    def refill(self, flow: FlowId, prepared: Sequence[FlowId]) -> None:
+        """Further flows, already put, behind those in the pool of the rule with this flow. Refused, none is taken."""
+        ...
+
+    def missing(self, rule: Rule) -> tuple[str, ...]:
+        """What the rule names and this host has not at the moment, as "unit asterisk.service". Never raises."""
+        ...
+
+    def namespace_name(self, netns_cookie: int) -> str:
+        """As rules name it: "host" for the daemon's own, else that of ip-netns(8); empty where it has none."""
+        ...
+
+    def way_out(self, host: RemoteHost) -> WayOut:
+        """By which device packets to this host leave now, and whether they are seen there. Never raises."""
+        ...
 
 
 class Paths(Protocol):

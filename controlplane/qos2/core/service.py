@@ -8,39 +8,25 @@ The server calls it with facts from the kernel, never with what a client claims 
 """
 
 from collections.abc import Sequence
-from itertools import islice
 
-from qos2.core.accounts import Accounts
 from qos2.core.arguments import client_address, code_point, contract, known
-from qos2.core.changes import Changes
 from qos2.core.destinations import bound_destination, check_as_written, remote_host
-from qos2.core.endings import Endings
-from qos2.core.estimates import Estimates
-from qos2.core.flows import Flow, FlowTable, Handle
-from qos2.core.handles import Handles
+from qos2.core.flows import Flow, Handle
 from qos2.core.notifications import Completion
-from qos2.core.ports import Clock, Conditions, Datapath, Paths
-from qos2.core.priorities import Treatment
-from qos2.core.rules import Deniable, Rules
+from qos2.core.policy import Policy
+from qos2.core.priorities import Treatment, granted
+from qos2.core.questions import Questions
+from qos2.core.rules import Deniable
 from qos2.core.rules import Limits as Limits  # a part of what this module offers
-from qos2.core.slots import SlotPool
-from qos2.core.views import Explained, FlowView, ServiceStatus, view_of
-from qos2.errors import (
-    InvalidRequest,
-    LimitExceeded,
-    NoSuchFlow,
-    NotPermitted,
-    NotSupported,
-)
+from qos2.core.rulings import check
+from qos2.errors import InvalidRequest, LimitExceeded, NoSuchFlow, NotPermitted, NotSupported
 from qos2.model import (
     Bandwidth,
     Condition,
     Destination,
     FlowFundamentals,
     FlowId,
-    FlowRate,
     FlowStats,
-    PacketPriority,
     PathReport,
     Peer,
     RemoteHost,
@@ -50,47 +36,17 @@ from qos2.model import (
 )
 
 
-class Service:
+class Service(Questions):
     """Flows of all processes over one datapath. Not thread-safe: one event loop calls it.
 
     Every method that takes a handle raises InvalidHandle for one that is not open; every method that
     takes a flow raises NoSuchFlow for one that is unknown, has ended, or may not be touched by the caller;
-    every method that changes or measures something raises DeniedByPolicy where `rules` deny it.
+    every method that changes or measures something raises DeniedByPolicy where `rules` deny it, or a rule of the
+    policy in force that the flow's first socket meets, or the socket that is to join it.
 
     Requests that wait are told by the number that their client gave them; InvalidRequest for one that waits
     already. What has become of them is in `completed` until `take_completed`; any method may put something there.
     """
-
-    def __init__(
-        self,
-        datapath: Datapath,
-        clock: Clock,
-        limits: Limits,
-        version: str,
-        *,
-        paths: Paths,
-        conditions: Conditions,
-        rules: Rules = Rules(),  # noqa: B008  immutable
-    ) -> None:
-        self._datapath = datapath
-        self._clock = clock
-        self.limits = limits
-        self._rules = rules
-        self.version = version
-        self._started_s = clock()
-        occupied = datapath.occupied_slots()
-        self.max_flows = datapath.max_flows
-        self._table = FlowTable(self.max_flows)
-        #: Per slot the traffic type of its flow, 255 without one. The same object all the time.
-        self.type_of_slot = self._table.type_of_slot
-        pool = SlotPool(self.max_flows, occupied.keys(), datapath.generation)
-        self.accounts = Accounts()  #: flows now, begun and ended, by type
-        self._endings = Endings(datapath, pool, self.accounts, self.type_of_slot)
-        self._endings.take_over(occupied.values(), self._started_s + limits.orphan_grace_s)
-        self._changes = Changes(datapath, self._table, pool, self.accounts, self._endings)
-        self._estimates = Estimates(paths, conditions, self._table, clock, limits)
-        self.completed: list[Completion] = self._estimates.waits.completed
-        self._handles = Handles(limits)
 
     # Handles
 
@@ -111,6 +67,22 @@ class Service:
             self._estimates.end(flow)
         self._estimates.close(owner)
         self._handles.close(owner)
+
+    # The administrator's policy
+
+    def check_reload(self, handle: int) -> None:
+        """Raises NotPermitted for who may not have the policy read anew."""
+        if not self._handles.find(handle).peer.privileged:
+            raise NotPermitted("reloading the policy needs root or the group qos2", "or: systemctl reload qos2d")
+
+    def load_policy(self, policy: Policy) -> int:
+        """Put a policy into force, for flows that there are too; returns its generation.
+
+        Raises LimitExceeded, DatapathError: the policy so far stays in force, as a whole.
+        """
+        for flow in self._rulebook.load(policy):
+            self._estimates.treated(flow)
+        return self._rulebook.generation
 
     # Members
 
@@ -143,11 +115,13 @@ class Service:
             member = bound_destination(facts, destination, adaptive=adaptive)
             if self._rules.deny:
                 self._rules.check(Deniable.FLOWS)
+            rule = self._rulebook.find(owner.peer, facts, member)
+            check(rule)
             treatment = Treatment.begin(kind, adaptive=adaptive)
             host = remote_host(facts, destination) if adaptive else None
             supported = host is not None and self._estimates.supports(host)
             self._handles.check_share(owner)
-            begun = self._changes.begin_with_socket(owner, treatment, self._clock(), fd, facts, member)
+            begun = self._changes.begin_with_socket(owner, treatment, rule, self._clock(), fd, facts, member)
             self._estimates.begin(self._table.flows[slot_of(begun)], facts, host, supported=supported)
             return begun
         if adaptive:
@@ -158,6 +132,8 @@ class Service:
             raise InvalidRequest(f"flow {flow} is adaptive: it has one socket", "begin a non-adaptive flow")
         if self._rules.deny:
             self._rules.check(Deniable.FLOWS)
+        check(found.rule)
+        check(self._rulebook.find(owner.peer, facts, member))
         if member not in found.members.get(facts.cookie, ()):
             if found.member_count >= self.limits.members_per_flow:
                 raise LimitExceeded(f"flow {flow} has {found.member_count} members", "raise members_per_flow")
@@ -170,8 +146,10 @@ class Service:
         owner = self._handles.find(handle)
         kind = known(TrafficType, traffic_type, "traffic type")
         self._rules.check(Deniable.FLOWS)
+        rule = self._rulebook.find(owner.peer, None, None)
+        check(rule)
         self._handles.check_share(owner)
-        return self._changes.begin_with_program(owner, Treatment.begin(kind, adaptive=False), self._clock())
+        return self._changes.begin_with_program(owner, Treatment.begin(kind, adaptive=False), rule, self._clock())
 
     def remove_socket(self, handle: int, flow: int, fd: int | None, facts: SocketFacts | None) -> None:
         """QOSRemoveSocketFromFlow: the socket leaves with all its destinations, and the last one ends the flow.
@@ -196,6 +174,7 @@ class Service:
         kind = known(TrafficType, traffic_type, "traffic type")
         found = self._owned(owner, flow)
         self._rules.check(Deniable.TRAFFIC_TYPE)
+        check(found.rule)
         self._changes.treat(found, found.treatment.with_traffic_type(kind))
         self._estimates.treated(found)
 
@@ -203,15 +182,18 @@ class Service:
         """QOSSetFlow(QOSSetOutgoingRate): bits/s at IP level, 0 takes contract and marks away.
 
         An adaptive flow that wants more than it holds is admitted first, where its path is known: raises
-        NetworkBusy, Retry or HostUnreachable, and the contract so far stays in force.
+        NetworkBusy, Retry or HostUnreachable, and the contract so far stays in force. What a rule grants of it is what
+        is admitted, and what `rate` tells.
         """
         owner = self._handles.find(handle)
         rate = contract(bandwidth, shaping, reason)
         found = self._owned(owner, flow)
         self._rules.check(Deniable.RATE)
+        check(found.rule)
+        treatment = found.treatment.with_rate(rate)
         if found.host is not None and rate is not None:
-            self._estimates.admit(found, rate.bandwidth)
-        self._changes.treat(found, found.treatment.with_rate(rate))
+            self._estimates.admit(found, granted(treatment, found.rule).bandwidth)
+        self._changes.treat(found, treatment)
         self._estimates.treated(found)
 
     def set_dscp(self, handle: int, flow: int, dscp: int) -> None:
@@ -222,55 +204,10 @@ class Service:
         if not owner.peer.privileged:
             raise NotPermitted("a DSCP of one's own choice needs root or the group qos2", "choose a traffic type")
         self._rules.check(Deniable.DSCP)
+        check(found.rule)
         if found.treatment.adaptive:
             raise NotSupported("override needs a non-adaptive flow", "choose a traffic type")
         self._changes.treat(found, found.treatment.with_override(value))
-
-    # Questions
-
-    def priority(self, handle: int, flow: int) -> PacketPriority:
-        """QOSQueryFlow(QOSQueryPacketPriority): what is in force, also of foreign flows that one may see."""
-        return self._visible(self._handles.find(handle), flow).treatment.priority
-
-    def rate(self, handle: int, flow: int) -> FlowRate | None:
-        """QOSQueryFlow(QOSQueryOutgoingRate): the contract in force, or None."""
-        return self._visible(self._handles.find(handle), flow).treatment.rate
-
-    def stats(self, handle: int, flow: int) -> FlowStats:
-        """Counters since the flow began."""
-        return self._datapath.stats(self._visible(self._handles.find(handle), flow).id)
-
-    def enumerate(self, handle: int) -> list[FlowId]:
-        """QOSEnumerateFlows: the ids of all flows, in no order. Raises NotPermitted."""
-        if not self._handles.find(handle).peer.privileged:
-            raise NotPermitted("listing everybody's flows needs root or the group qos2", "list your own: qos2 flows")
-        return [flow.id for flow in self._table.flows.values()]
-
-    def details(self, handle: int, flow: int) -> FlowView:
-        """Everything about one flow: any for privileged peers, of the same user for others."""
-        return self._view(self._visible(self._handles.find(handle), flow))
-
-    def list_flows(self, handle: int, after: int, count: int) -> list[FlowView]:
-        """At most `count` of the flows that the caller may see, in the order of slots, behind that of `after`."""
-        owner = self._handles.find(handle)
-        slot = slot_of(FlowId(after))
-        if owner.peer.privileged:
-            return [self._view(flow) for flow in islice(self._table.behind(slot), count)]
-        slots = sorted(each for each in owner.share.slots if each > slot)
-        return [self._view(self._table.flows[each]) for each in slots[:count]]
-
-    def status(self, handle: int) -> ServiceStatus:
-        """The daemon and the datapath, for everybody."""
-        self._handles.find(handle)
-        return ServiceStatus(
-            server=self.version,
-            uptime_s=self._clock() - self._started_s,
-            handles=self.handles,
-            flows=self.flows,
-            max_flows=self.max_flows,
-            orphans=self.orphans,
-            datapath=self._datapath.status(),
-        )
 
     # Paths
 
@@ -304,12 +241,6 @@ class Service:
         self._rules.check(Deniable.ESTIMATES)
         self._estimates.report(found, report)
 
-    def explain(self, handle: int, flow: int) -> Explained:
-        """Everything about one flow, and why it is said to be congested or not, as `details`."""
-        found = self._visible(self._handles.find(handle), flow)
-        explanation, estimate = self._estimates.explain(found, path=Deniable.ESTIMATES not in self._rules.deny)
-        return Explained(now_s=self._clock(), explanation=explanation, estimate=estimate, view=self._view(found))
-
     def cancel(self, handle: int, request: int) -> None:
         """QOSCancel: the request completes with Cancelled. Raises InvalidRequest where it does not wait."""
         self._estimates.cancel(self._handles.find(handle), request)
@@ -334,6 +265,7 @@ class Service:
 
     def follow(self, signal_s: float | None = None) -> None:
         """About ten times a second: whoever waited for what paths and conditions made of the signals of `signal_s`."""
+        self._rulebook.follow()
         self._estimates.follow(signal_s)
 
     def take_completed(self) -> list[Completion]:
@@ -345,35 +277,12 @@ class Service:
     def tick(self) -> None:
         """Once a second: end a killed predecessor's flows after their grace, what was refused, what lingered."""
         self._endings.settle(self._clock())
+        self._rulebook.tick()
         self._estimates.tracking.expire(self._clock())
 
     def totals(self, live: Sequence[FlowStats]) -> dict[TrafficType, FlowStats]:
         """Everything ever sent per type; `live[type]` sums the datapath's counters over `type_of_slot`."""
         return self.accounts.totals(live)
-
-    @property
-    def handles(self) -> int:
-        return len(self._handles)
-
-    @property
-    def flows(self) -> int:
-        """Flows that have an owner."""
-        return len(self._table.flows)
-
-    @property
-    def orphans(self) -> int:
-        """Flows that the datapath serves for nobody: taken over, or ended here and refused there."""
-        return self._endings.unended
-
-    @property
-    def refusals(self) -> int:
-        """How often the datapath refused a clean-up, so that no caller was told; each is tried again."""
-        return self._endings.refusals
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait."""
-        return self._estimates.waits.pending
 
     # Checks
 
@@ -383,18 +292,8 @@ class Service:
             raise NoSuchFlow(f"no flow {flow}", "it has ended, or belongs to another process")
         return found
 
-    def _visible(self, handle: Handle, flow: int) -> Flow:
-        found = self._table.find(flow)
-        if found is None or not (handle.owns(found) or handle.sees(found)):
-            raise NoSuchFlow(f"no flow {flow}", "it has ended, or belongs to another user")
-        return found
-
     def _client(self, handle: int, address: str) -> tuple[Handle, RemoteHost]:
         owner = self._handles.find(handle)
         client = client_address(address)
         self._rules.check(Deniable.ESTIMATES)
         return owner, RemoteHost(client, owner.peer.netns_cookie)
-
-    def _view(self, flow: Flow) -> FlowView:
-        shapers, stats = self._datapath.shapers(flow.id), self._datapath.stats(flow.id)
-        return view_of(flow, self._table, self._clock(), shapers, stats, self._estimates.judgement(flow))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qos2.core.flows import Flow, FlowTable
+from qos2.core.rule import NO_RATE
 from qos2.model import (
     Bandwidth,
     DatapathStatus,
@@ -24,7 +25,10 @@ MEMBERS_TOLD = 64
 
 @dataclass(frozen=True, slots=True)
 class FlowView:
-    """One flow at one moment. `dscp` None: left as the application sets it; `bandwidth` 0: no rate."""
+    """One flow at one moment. `dscp` None: left as the application sets it; `bandwidth` 0: no rate.
+
+    All is as it is in force; `asked_...` is what its owner asked for, where a `rule` (its name) grants something else.
+    """
 
     flow: FlowId
     traffic_type: TrafficType
@@ -44,6 +48,11 @@ class FlowView:
     stats: FlowStats
     judgement: Judgement  #: what is said of its way through the network
     judged_for_s: float  #: for how long
+    unit: str = ""  #: of the owner, when it connected
+    rule: str = ""  #: of the administrator's policy, that applies to it
+    denied: bool = False  #: the rule denies it: it does nothing
+    asked_dscp: Dscp | None = None
+    asked_bandwidth: Bandwidth = NO_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +93,20 @@ def members_of(flow: Flow, table: FlowTable) -> tuple[str, ...]:
 def view_of(
     flow: Flow, table: FlowTable, now_s: float, shapers: Mapping[str, str], stats: FlowStats, judgement: Judgement
 ) -> FlowView:
-    treatment, peer, policy = flow.treatment, flow.owner.peer, flow.policy
+    treatment, asked, peer, policy = flow.granted, flow.treatment, flow.owner.peer, flow.policy
     return FlowView(
         flow=flow.id,
         traffic_type=treatment.traffic_type,
         adaptive=treatment.adaptive,
         dscp=policy.dscp,
-        dscp_override=treatment.marking and treatment.override is not None,
+        dscp_override=asked.marking and asked.override is not None and treatment.override == asked.override,
         non_conformant_dscp=policy.non_conformant_dscp,
         bandwidth=policy.bandwidth,
         shaping=None if treatment.rate is None else treatment.rate.shaping,
         pid=peer.pid,
         uid=peer.uid,
         program=peer.program,
+        unit=peer.unit,
         age_s=now_s - flow.begun_s,
         members=members_of(flow, table),
         whole_program=flow.whole_program,
@@ -104,4 +114,8 @@ def view_of(
         stats=stats,
         judgement=judgement,
         judged_for_s=now_s - judgement.since_s,
+        rule="" if flow.rule is None else flow.rule.name,
+        denied=flow.rule is not None and flow.rule.act.deny,
+        asked_dscp=asked.dscp,
+        asked_bandwidth=asked.bandwidth,
     )

@@ -12,10 +12,16 @@ from typing import Any
 
 from qos2.errors import AbiMismatch
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 HTB_MAJOR = 0x5152
 EVENT_INTERVAL_NS = 100_000_000
 HORIZON_NS = 9_000_000_000
+RULES = 4096  #: of one bank
+RULES_AT_ONCE = 16
+RULE_BLOCKS = 257  #: of one bank
+CGROUP_LEVELS = 16
+POOLS = 256
+POOL_FLOWS = 1024
 
 
 class _Label(IntEnum):
@@ -48,9 +54,13 @@ class Counter(_Label):
     CGROUP_SOCKETS = 11
     CGROUP_FAILED = 12
     RESTORED = 13
+    POLICY_DECISIONS = 14
+    POLICY_NONE = 15
+    POOL_EMPTY = 16
+    DECISION_FAILED = 17
 
 
-COUNTERS = 16  #: entries of the map `counters`
+COUNTERS = 24  #: entries of the map `counters`
 
 
 class EventKind(_Label):
@@ -67,6 +77,7 @@ class PolicyFlag(IntFlag):
     """enum qos_policy_flags."""
 
     MARK = 1
+    PRIORITY = 2
 
 
 class SocketFlag(IntFlag):
@@ -79,6 +90,32 @@ class SocketFlag(IntFlag):
     PRESET = 8
 
 
+class RulesetFlag(IntFlag):
+    """enum qos_ruleset_flags."""
+
+    FORWARDED = 1
+    PEERS = 2
+    DEVICE = 4
+    DSCP = 8
+    EXECUTABLES = 16
+
+
+class Traffic(IntFlag):
+    """enum qos_traffic."""
+
+    LOCAL = 1
+    FORWARDED = 2
+
+
+class Bucket(_Label):
+    """enum qos_bucket."""
+
+    SHARED = 1
+    SOCKET = 2
+    HOST = 3
+    NONE = 4
+
+
 class FlowPolicy(ctypes.Structure):
     _fields_ = [
         ("flow_id", ctypes.c_uint32),
@@ -88,7 +125,9 @@ class FlowPolicy(ctypes.Structure):
         ("flags", ctypes.c_uint8),
         ("ns_per_byte_20", ctypes.c_uint64),
         ("depth_ns", ctypes.c_uint64),
-        ("htb_minor", ctypes.c_uint32),
+        ("htb_minor", ctypes.c_uint16),
+        ("priority", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
         ("last_flow_id", ctypes.c_uint32),
     ]
 
@@ -154,6 +193,111 @@ class Fragment(ctypes.Structure):
     ]
 
 
+class Ruleset(ctypes.Structure):
+    _fields_ = [
+        ("generation", ctypes.c_uint32),
+        ("count", ctypes.c_uint16),
+        ("bank", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
+    ]
+
+
+class Rule(ctypes.Structure):
+    """As ruleentries.py makes them: values have no bits outside of their masks."""
+
+    _fields_ = [
+        ("local_be", ctypes.c_uint32 * 4),
+        ("local_mask_be", ctypes.c_uint32 * 4),
+        ("remote_be", ctypes.c_uint32 * 4),
+        ("remote_mask_be", ctypes.c_uint32 * 4),
+        ("uid", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("uid_mask", ctypes.c_uint32),
+        ("ifindex_mask", ctypes.c_uint32),
+        ("executable", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("dscp", ctypes.c_uint8),
+        ("traffic", ctypes.c_uint8),
+        ("executable_mask", ctypes.c_uint32),
+        ("protocol_mask", ctypes.c_uint8),
+        ("family_mask", ctypes.c_uint8),
+        ("dscp_mask", ctypes.c_uint8),
+        ("traffic_mask", ctypes.c_uint8),
+        ("netns_cookie", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("local_port_first", ctypes.c_uint16),
+        ("local_port_last", ctypes.c_uint16),
+        ("remote_port_first", ctypes.c_uint16),
+        ("remote_port_last", ctypes.c_uint16),
+        ("flow_id", ctypes.c_uint32),
+        ("pool", ctypes.c_uint16),
+        ("bucket", ctypes.c_uint8),
+        ("cgroup_level", ctypes.c_uint8),
+    ]
+
+
+class RuleBlock(ctypes.Structure):
+    _fields_ = [("rules", Rule * RULES_AT_ONCE)]
+
+
+class Connection(ctypes.Structure):
+    _fields_ = [
+        ("cookie", ctypes.c_uint64),
+        ("local_be", ctypes.c_uint32 * 4),
+        ("remote_be", ctypes.c_uint32 * 4),
+        ("local_port", ctypes.c_uint16),
+        ("remote_port", ctypes.c_uint16),
+        ("ifindex", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("dscp", ctypes.c_uint8),
+        ("traffic", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class Decided(ctypes.Structure):
+    _fields_ = [("generation", ctypes.c_uint32), ("flow_id", ctypes.c_uint32)]
+
+
+class Decision(ctypes.Structure):
+    _fields_ = [("of", Connection), ("decided", Decided)]
+
+
+class Facts(ctypes.Structure):
+    _fields_ = [
+        ("of", Connection),
+        ("netns_cookie", ctypes.c_uint64),
+        ("cgroup_ids", ctypes.c_uint64 * CGROUP_LEVELS),
+        ("uid", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("executable", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint8),
+        ("family", ctypes.c_uint8),
+        ("dscp", ctypes.c_uint8),
+        ("traffic", ctypes.c_uint8),
+        ("shaper", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class Pool(ctypes.Structure):
+    _fields_ = [("prepared", ctypes.c_uint64), ("flow_ids", ctypes.c_uint32 * POOL_FLOWS)]
+
+
+class Drawn(ctypes.Structure):
+    _fields_ = [("flows", ctypes.c_uint64)]
+
+
+class BucketOwner(ctypes.Structure):
+    _fields_ = [("pool", ctypes.c_uint32), ("kind", ctypes.c_uint32), ("who", ctypes.c_uint32 * 4)]
+
+
+class Owner(ctypes.Structure):
+    _fields_ = [("tgid", ctypes.c_uint32), ("executable", ctypes.c_uint32)]
+
+
 class Tick(ctypes.Structure):
     _fields_ = [("jiffies", ctypes.c_uint64), ("now_ns", ctypes.c_uint64)]
 
@@ -175,6 +319,17 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "socket_flow": SocketFlow,
     "destination": Destination,
     "fragment": Fragment,
+    "ruleset": Ruleset,
+    "rule": Rule,
+    "rule_block": RuleBlock,
+    "connection": Connection,
+    "decided": Decided,
+    "decision": Decision,
+    "facts": Facts,
+    "pool": Pool,
+    "drawn": Drawn,
+    "bucket_owner": BucketOwner,
+    "owner": Owner,
     "tick": Tick,
     "qos_event": Event,
 }

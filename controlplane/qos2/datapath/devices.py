@@ -84,6 +84,11 @@ class Devices:
             self._programs[link] = {path.name: open_pin(path) for path in self._folder_of(link).iterdir()}
         return self._programs[link][name]
 
+    def programs(self) -> Iterator[tuple[str, int]]:
+        """Name and descriptor of each program that was opened, of all link layers."""
+        for programs in self._programs.values():
+            yield from programs.items()
+
     def open_own(self) -> int:
         """Attaches the daemon's own namespace; its cookie. Raises DeviceGone for a name that is not there."""
         namespace = Namespace()
@@ -115,16 +120,21 @@ class Devices:
             self._open(Namespace.of_socket(fd), own=False)
 
     def open_of_process(self, pid: int) -> int:
-        """Attaches the namespace of a process unless it is known; its cookie."""
-        descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        """Attaches the namespace of a process unless it is known; its cookie. Raises OSError where it is gone."""
+        return self.open_of_file(Path(f"/proc/{pid}/ns/net"))
+
+    def open_of_file(self, path: Path) -> int:
+        """Attaches the namespace that a file stands for, unless it is known; its cookie. Raises OSError."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            # Entering a namespace takes a right that is not needed for those that are known.
+            for cookie, place in self._places.items():
+                if os.path.sameopenfile(descriptor, place.namespace.fileno()):
+                    return cookie
             namespace = Namespace(descriptor)
         finally:
             os.close(descriptor)
-        if namespace.cookie in self._places:
-            namespace.close()
-        else:
-            self._open(namespace, own=False)
+        self._open(namespace, own=False)
         return namespace.cookie
 
     def reach(self, cookie: int, address: IPv4Address | IPv6Address) -> Reach:
@@ -371,10 +381,8 @@ class Devices:
         return self._links / f"{place.namespace.cookie}-{index}"
 
     def _tell(self, pin: Path, problem: str) -> None:
-        """Once, however often it is met; `pin` stands for the device."""
-        if self.problems.get(pin.name) != problem:
-            _LOG.warning("%s", problem)
-            self.problems[pin.name] = problem
+        """`pin` stands for the device; the chronicle tells it once."""
+        self.problems[pin.name] = problem
 
     def _reshape(self, cookie: int, place: _Place, attachment: _Attachment) -> None:
         shaper = shaper_for(place.namespace, attachment.device)

@@ -5,8 +5,11 @@ control plane, such as binding a socket to a flow that was not put. No packet pa
 which flow one would find. Tests set counters and make it refuse.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 
+from qos2.core.ports import POOL_CAPACITY, InstalledRule, WayOut
+from qos2.core.rule import Rule
 from qos2.errors import DatapathError
 from qos2.model import (
     ANY_DESTINATION,
@@ -18,6 +21,7 @@ from qos2.model import (
     FlowPolicy,
     FlowStats,
     Peer,
+    RemoteHost,
     Shaper,
     SocketFacts,
     slot_of,
@@ -28,7 +32,8 @@ class FakeDatapath:
     """Everything it was told is in public dicts.
 
     `bindings` holds what the kernel would: entries of ended flows stay on their socket until it is bound
-    again, and do nothing. `occupied` are flows of an earlier daemon, `generations` those that slots had.
+    again, and do nothing. `occupied` are flows of an earlier daemon, `generations` those that slots had. `ruleset` is
+    the one in force; `draw` is what a packet of a socket or host does that a rule with a pool meets first.
     """
 
     def __init__(
@@ -46,6 +51,13 @@ class FakeDatapath:
         self.bindings: dict[int, dict[Destination, FlowId]] = {}
         self.programs: dict[FlowId, Peer] = {}
         self.counters: dict[FlowId, FlowStats] = {}
+        self.ruleset: tuple[InstalledRule, ...] = ()
+        self.ruleset_generation = 0
+        self.pools: dict[FlowId, deque[FlowId]] = {}  #: by the own flow of their rule
+        self.absent: dict[str, tuple[str, ...]] = {}  #: by the name of a rule, what `missing` says of it
+        self.namespace_names: dict[int, str] = {}
+        self.ways_out: dict[RemoteHost, WayOut] = {}
+        self._drawn: dict[FlowId, int] = {}
         self.operations: list[str] = []  #: every call that changes something, by name, refused ones too
 
     def refuse(self, operation: str, times: int = 1) -> None:
@@ -60,6 +72,15 @@ class FakeDatapath:
         """Counters of a living flow."""
         self._policy(flow)
         self.counters[flow] = stats
+
+    def draw(self, flow: FlowId) -> FlowId:
+        """The flow that a new socket or host gets by the rule whose own flow this is."""
+        self._policy(flow)
+        pool = self.pools[flow]
+        if not pool:
+            return flow
+        self._drawn[flow] += 1
+        return pool.popleft()
 
     def flow_of(self, cookie: int, destination: Destination) -> FlowId | None:
         """The flow of a packet that this socket sends there, looked up as the kernel does; None: untouched."""
@@ -149,6 +170,48 @@ class FakeDatapath:
         device = DeviceStatus("fake0", 1, 0, "none", Shaper.FQ, "in memory, no packet passes", shaped)
         used = {"policy": (len(self._occupied), self._max_flows)}
         return DatapathStatus(kernel="fake", devices=(device,), map_entries=used)
+
+    def install(self, rules: Sequence[InstalledRule]) -> int:
+        self._change("install")
+        pools: dict[FlowId, deque[FlowId]] = {}
+        for each in rules:
+            for flow in (*((each.flow,) if each.flow else ()), *each.pool):
+                self._policy(flow)
+            if each.flow is None or not each.pooled:
+                if each.pool:
+                    raise DatapathError(f"rule {each.rule.name} has a pool")
+            elif each.flow not in self.pools:
+                pools[each.flow] = deque(each.pool)
+            elif each.pool:
+                raise DatapathError(f"the pool of rule {each.rule.name} goes on")
+            else:
+                pools[each.flow] = self.pools[each.flow]
+        self.ruleset, self.pools = tuple(rules), pools
+        self._drawn = {flow: self._drawn.get(flow, 0) for flow in pools}
+        self.ruleset_generation += 1
+        return self.ruleset_generation
+
+    def drawn(self) -> Mapping[FlowId, int]:
+        return dict(self._drawn)
+
+    def refill(self, flow: FlowId, prepared: Sequence[FlowId]) -> None:
+        self._change("refill")
+        for each in prepared:
+            self._policy(each)
+        if flow not in self.pools:
+            raise DatapathError(f"flow {flow} has no pool")
+        if len(self.pools[flow]) + len(prepared) > POOL_CAPACITY:
+            raise DatapathError(f"the pool of flow {flow} is full")
+        self.pools[flow].extend(prepared)
+
+    def missing(self, rule: Rule) -> tuple[str, ...]:
+        return self.absent.get(rule.name, ())
+
+    def namespace_name(self, netns_cookie: int) -> str:
+        return self.namespace_names.get(netns_cookie, "")
+
+    def way_out(self, host: RemoteHost) -> WayOut:
+        return self.ways_out.get(host, WayOut("fake0", attached=True))
 
     def _change(self, operation: str) -> None:
         self.operations.append(operation)

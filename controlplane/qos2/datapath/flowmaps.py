@@ -7,6 +7,7 @@ no flow is in a slot, its lines are zeroed for the next one, or that one would i
 import ctypes
 import struct
 import time
+from array import array
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,15 +18,17 @@ from numpy.typing import NDArray
 from qos2.core.bucket import bucket_depth_bytes
 from qos2.core.signals import SIGNALS, Signals, Slots
 from qos2.datapath import abi
+from qos2.datapath.census import Census
 from qos2.datapath.maps import Map, MappedArray
 from qos2.model import SLOT_BITS, SLOT_MASK, Action, FlowId, FlowPolicy, FlowStats
 
-_POLICY = struct.Struct("=4BQQII")  # struct flow_policy behind its flow_id
+_POLICY = struct.Struct("=4BQQHBxI")  # struct flow_policy behind its flow_id
 _FLOW_ID = struct.Struct("=I")
 _POLICY_BYTES, _LINE_BYTES = 32, 64
 _HOT = struct.Struct("=4Q8I")
 _COLD = struct.Struct("=8Q")
 _MARK = int(abi.PolicyFlag.MARK)
+_PRIORITY = int(abi.PolicyFlag.PRIORITY)
 _ZERO_LINE = bytes(_LINE_BYTES)
 _ZERO_LINES = (_ZERO_LINE, _ZERO_LINE)
 _SIGNALS_OF_HOT = (
@@ -127,17 +130,18 @@ class FlowMaps:
             self._cold.memory[line : line + _LINE_BYTES] = _ZERO_LINE
             self._highest_slot = max(self._highest_slot, slot)
             self.used += 1
-        marks = policy.dscp is not None
+        flags = (0 if policy.dscp is None else _MARK) | (0 if policy.priority is None else _PRIORITY)
         ns_per_byte_20, depth_ns = contract(policy.bandwidth)
         # Not pack_into(), which writes zeros first: a packet in between would find no flow, no mark and no rate.
         memory[at + _FLOW_ID.size : at + _POLICY_BYTES] = _POLICY.pack(
             policy.dscp or 0,
             policy.non_conformant_dscp,
             policy.action if ns_per_byte_20 else Action.NONE,
-            _MARK if marks else 0,
+            flags,
             ns_per_byte_20,
             depth_ns,
             htb_minor,
+            policy.priority or 0,
             policy.flow,
         )
         if fresh:
@@ -208,15 +212,20 @@ class FlowMaps:
         hot, cold = self._hot.view[:end], self._cold.view[:end]
         return [_sum(hot[chosen], cold[chosen]) for chosen in (np.flatnonzero(kinds == kind) for kind in range(types))]
 
+    def look(self, census: Census, type_of_slot: bytearray, account_of_slot: "array[int]", now_s: float) -> None:
+        """Let a census look at the slots that were ever used."""
+        end = self._highest_slot + 1
+        census.look(self._policy.view[:end], self._hot.view[:end], type_of_slot, account_of_slot, now_s)
+
     def close(self) -> None:
-        for array in (self._policy, self._hot, self._cold):
-            array.close()
+        for mapped in (self._policy, self._hot, self._cold):
+            mapped.close()
         self._clock.close()
 
     def _extend(self, slot: int) -> None:
         if slot >= self._policy.reach:
-            for array in (self._policy, self._hot, self._cold):
-                array.extend(2 * slot)
+            for mapped in (self._policy, self._hot, self._cold):
+                mapped.extend(2 * slot)
 
 
 def _occupied(policies: np.ndarray) -> dict[int, FlowId]:

@@ -1,13 +1,13 @@
 """Every IPv4 and IPv6 socket that some process of this host has open, by a copy of its descriptor.
 
-For the one thing that a daemon must do to sockets it has long closed: undo their presets when it stops.
+For what a daemon must do to sockets that nobody handed to it: undo presets when it stops, note who made them.
 Needs the right to trace (pidfd_getfd(2)); sockets of processes that refuse it are left out, and counted.
 """
 
 import ctypes
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _SYS_PIDFD_GETFD = 438  # the same on every architecture
@@ -15,16 +15,30 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class HostSockets:
-    """Iterates once over all of them; each is closed when the next is asked for. `refused`: not to be had."""
+    """Iterates once over all of them; each is closed when the next is asked for. `refused`: not to be had.
 
-    def __init__(self) -> None:
+    `pid` is a process that has the present one open: of several, the one that was met first.
+    """
+
+    def __init__(self, pids: Collection[int] | None = None) -> None:
+        """Of these processes only, unless None."""
         self.refused = 0
+        self.pid = 0
+        self._pids = pids
 
     def __iter__(self) -> Iterator[socket.socket]:
         seen: set[str] = set()
+        for process in self._processes():
+            self.pid = int(process.name)
+            yield from self._of(process, seen)
+
+    def _processes(self) -> Iterator[Path]:
+        if self._pids is not None:
+            yield from (Path(f"/proc/{pid}") for pid in self._pids)
+            return
         for process in Path("/proc").iterdir():
             if process.name.isdigit() and int(process.name) != os.getpid():
-                yield from self._of(process, seen)
+                yield process
 
     def _of(self, process: Path, seen: set[str]) -> Iterator[socket.socket]:
         try:

@@ -11,22 +11,28 @@ import platform
 import socket
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
+from qos2.core.ports import InstalledRule, WayOut
+from qos2.core.rule import Rule
 from qos2.core.signals import Signals, Slots
 from qos2.datapath import abi, binding, preset, shapers
+from qos2.datapath.census import Census
 from qos2.datapath.devices import Devices, degraded
+from qos2.datapath.enforcement import Enforcement
 from qos2.datapath.flowmaps import FlowMaps
 from qos2.datapath.hostsockets import HostSockets
-from qos2.datapath.instructions import has_compare_and_swap
+from qos2.datapath.instructions import has_compare_and_swap, has_netns_cookie
 from qos2.datapath.maps import Map, PerCpuCounters, RingBuffer
+from qos2.datapath.minors import Minors
 from qos2.datapath.pins import Pins
+from qos2.datapath.programruns import runs_by_name
 from qos2.datapath.programs import Programs, cgroup_mount
-from qos2.errors import DatapathError, LimitExceeded, NoSuchFlow
+from qos2.errors import DatapathError, NoSuchFlow
 from qos2.model import (
     Action,
     DatapathStatus,
@@ -36,6 +42,7 @@ from qos2.model import (
     FlowPolicy,
     FlowStats,
     Peer,
+    RemoteHost,
     SocketFacts,
     Transport,
 )
@@ -44,29 +51,6 @@ _LOG = logging.getLogger(__name__)
 _MINORS = 1 << 16
 _PRESET = int(abi.SocketFlag.PRESET)
 _KINDS = {Transport.TCP: int(socket.SOCK_STREAM), Transport.UDP: int(socket.SOCK_DGRAM)}
-
-
-class _Minors:
-    """Minor numbers of delayed flows: the next unused one, or one that was given back long ago."""
-
-    def __init__(self, used: set[int]) -> None:
-        self._used = used
-        self._next = max(used, default=0) + 1
-        self._freed = array("H")
-
-    def take(self) -> int:
-        while self._next < 0xFFFF:
-            minor, self._next = self._next, self._next + 1
-            if minor not in shapers.RESERVED_MINORS and minor not in self._used:
-                return minor
-        if not self._freed:
-            raise LimitExceeded(
-                "65,000 flows have a delaying rate contract", "use_non_conformant_markings needs no queue"
-            )
-        return self._freed.pop(0)
-
-    def give(self, minor: int) -> None:
-        self._freed.append(minor)
 
 
 @dataclass(slots=True)
@@ -112,6 +96,7 @@ class KernelDatapath:
             cgroups = Map(pins.maps / "cgroups", ctypes.c_uint64, ctypes.c_uint32)
             self._programs = Programs(cgroups, os.dup(self.devices.program("qos_sock_create")))
             undo.callback(self._programs.close)
+            self.census = Census()
             self._further: dict[int, dict[Destination, FlowId]] = {}
             self._shaped: dict[FlowId, _Shaped] = {}
             self._namespaces: dict[FlowId, frozenset[int]] = {}
@@ -123,6 +108,13 @@ class KernelDatapath:
             self._take_over()
             self.own_netns_cookie = self.devices.open_own()
             self.devices.take_over()
+            owner_program = os.dup(self.devices.program("qos_sock_owner"))
+            self.enforcement = Enforcement(
+                pins.maps, pins.path / "owner", owner_program, self.devices.status, self.own_netns_cookie
+            )
+            undo.callback(self.enforcement.close)
+            #: Watched for follow_identities().
+            self.identities, self.executables = self.enforcement.identities, self.enforcement.executables
             self._undo = undo.pop_all()
 
     @property
@@ -204,6 +196,31 @@ class KernelDatapath:
         self._program_namespaces.pop(flow, None)
         self._programs.release(flow)
 
+    def install(self, rules: Sequence[InstalledRule]) -> int:
+        generation = self.enforcement.install(rules)
+        self.enforcement.open_namespaces(self.devices)
+        return generation
+
+    def drawn(self) -> Mapping[FlowId, int]:
+        return self.enforcement.drawn()
+
+    def refill(self, flow: FlowId, prepared: Sequence[FlowId]) -> None:
+        self.enforcement.refill(flow, prepared)
+
+    def missing(self, rule: Rule) -> tuple[str, ...]:
+        return self.enforcement.missing(rule)
+
+    def namespace_name(self, netns_cookie: int) -> str:
+        return self.enforcement.identities.name_of(netns_cookie)
+
+    def way_out(self, host: RemoteHost) -> WayOut:
+        device = self.devices.way_out(host)
+        if device is not None:
+            return WayOut(device.name, attached=True)
+        if host.netns_cookie not in self.devices.namespaces():
+            return WayOut(why="its network namespace is not watched")
+        return WayOut(why="there is no route, or it leads out by a device that is not watched")
+
     def stats(self, flow: FlowId) -> FlowStats:
         shaped = self._shaped.get(flow)
         return self._flows.stats(flow, self._drops.get(shaped.minor, 0) if shaped else 0)
@@ -215,6 +232,14 @@ class KernelDatapath:
     def totals(self, type_of_slot: bytearray, types: int) -> list[FlowStats]:
         """Sums over live flows by type (flowmaps.FlowMaps.totals)."""
         return self._flows.totals(type_of_slot, types)
+
+    def look(self, type_of_slot: bytearray, account_of_slot: "array[int]") -> None:
+        """Once a second: `census` is about now."""
+        self._flows.look(self.census, type_of_slot, account_of_slot, time.monotonic())
+
+    def program_runs(self) -> Mapping[str, tuple[int, float]]:
+        """Runs and seconds by program, as far as the kernel counted them (programruns.py)."""
+        return runs_by_name(self.devices.programs())
 
     def shapers(self, flow: FlowId) -> Mapping[str, str]:
         shaped = self._shaped.get(flow)
@@ -234,14 +259,21 @@ class KernelDatapath:
                 "cgroup2": cgroup_mount() is not None,
                 "netns_cookie": self.own_netns_cookie != 0,
                 "compare_and_swap": has_compare_and_swap(),
+                "netns_match": has_netns_cookie(),
             },
-            counters={name.label: counters[name] for name in abi.Counter} | self.devices.loads.failures,
+            counters={name.label: counters[name] for name in abi.Counter}
+            | self.devices.loads.failures
+            | self.enforcement.failures,
             events={kind.label: number for kind, number in self._events.items()},
             map_entries={
                 "policy": (self._flows.used, self.max_flows),
                 "destinations": (sum(map(len, self._further.values())), self._destinations.max_entries),
             },
-            problems=(*self.devices.problems.values(), *degraded(devices)),
+            problems=(
+                *self.devices.problems.values(),
+                *degraded(devices),
+                *self.enforcement.problems,
+            ),
         )
 
     def event_fd(self) -> int:
@@ -269,10 +301,16 @@ class KernelDatapath:
         used = set(self._program_namespaces.values()).union(*self._namespaces.values())
         if self._taken_over:  # nobody knows where their sockets are
             used |= self.devices.namespaces()
-        self.devices.idle(used, time.monotonic())
+        self.devices.idle(used | self.enforcement.open_namespaces(self.devices), time.monotonic())
+        self.enforcement.idle(self._counters.read()[abi.Counter.POOL_EMPTY])
+
+    def follow_identities(self) -> None:
+        """When identities or executables are readable: rules go by what their names stand for now."""
+        self.enforcement.follow_identities()
 
     def close(self) -> None:
         """Filters, qdiscs, cgroups and pins of this daemon go; maps with them, and what it preset on sockets."""
+        self.enforcement.remove()
         if self._preset:
             self._undo_presets()
         self._undo.close()
@@ -368,7 +406,7 @@ class KernelDatapath:
             self.devices.shape(minor, bandwidth, frozenset())
             self._shaped[flow] = _Shaped(minor, bandwidth, frozenset(), *self._flows.traffic(flow))
             minors.add(minor)
-        self._minors = _Minors(minors)
+        self._minors = Minors(minors)
         self._programs.take_over(self._taken_over)
         for key in list(self._destinations.keys()):
             entry = self._destinations.get(key)

@@ -21,19 +21,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qos2.datapath.instructions import has_compare_and_swap
+from qos2.datapath.instructions import has_compare_and_swap, has_netns_cookie
 from qos2.errors import MissingKernelFeature, QosError
 
 SOURCE = Path(__file__).resolve().parent.parent / "bpf"
+
+_PART = re.compile(r'^#include "(\w+\.bpf\.c)"$', re.MULTILINE)
 
 #: Bytes of the link header, by link layer: the source is compiled once for each that is needed (ADR 0006).
 LINK_BYTES = {"ethernet": 14, "none": 0}
 #: Programs at tc egress: one per shaper.
 CLASSIFIERS = ("qos_fq", "qos_htb", "qos_police")
-#: At socket creation in the cgroup of a program (`qos2 run`).
-SOCKET_PROGRAM = "qos_sock_create"
+#: What they call, and what calls them: each program's place in the map `stages` is that in this list, and behind it
+#: that of the other link layer.
+STAGES = (*CLASSIFIERS, "qos_decide")
+#: At socket creation: in the cgroup of a program (`qos2 run`), and in that of all (while rules name executables).
+SOCKET_PROGRAMS = ("qos_sock_create", "qos_sock_owner")
 #: Maps by name; each is pinned under its name.
-MAPS = ("policy", "hot", "cold", "destinations", "fragments", "cgroups", "tick", "counters", "sockets", "events")
+MAPS = (
+    *("policy", "hot", "cold", "destinations", "fragments", "cgroups", "tick", "counters", "sockets", "events"),
+    *(
+        "stages",
+        "ruleset",
+        "rules",
+        "connections",
+        "deciding",
+        "decisions",
+        "pools",
+        "drawn",
+        "buckets",
+        "executables",
+        "owners",
+    ),
+)
 #: Structures whose layout is reported, by the map that holds them: (map, "key" or "leaf").
 LAYOUT = {
     "flow_policy": ("policy", "leaf"),
@@ -42,6 +62,12 @@ LAYOUT = {
     "destination": ("destinations", "key"),
     "fragment": ("fragments", "key"),
     "tick": ("tick", "leaf"),
+    "ruleset": ("ruleset", "leaf"),
+    "connection": ("connections", "key"),
+    "decided": ("connections", "leaf"),
+    "rule_block": ("rules", "leaf"),
+    "pool": ("pools", "leaf"),
+    "bucket_owner": ("buckets", "key"),
 }
 
 
@@ -90,8 +116,8 @@ def _version(folder: Path) -> tuple[int, ...]:
 
 
 def read_source(folder: Path = SOURCE) -> str:
-    """The main file of the datapath."""
-    return (folder / "qos.bpf.c").read_text()
+    """The main file of the datapath, with its parts in their places: bcc knows maps in one file only."""
+    return _PART.sub(lambda part: (folder / part[1]).read_text(), (folder / "qos.bpf.c").read_text())
 
 
 def compile_flags(pins: Path, slots: int, link: str, headers: Headers, folder: Path = SOURCE) -> list[str]:
@@ -103,6 +129,7 @@ def compile_flags(pins: Path, slots: int, link: str, headers: Headers, folder: P
         f'-DQOS_PINS="{pins}"',
         f"-DQOS_LINK_BYTES={LINK_BYTES[link]}",
         *(() if has_compare_and_swap() else ("-DQOS_WITHOUT_COMPARE_AND_SWAP",)),
+        *(() if has_netns_cookie() else ("-DQOS_WITHOUT_NETNS_COOKIE",)),
         "-Wno-unused-function",
         "-Werror=implicit-function-declaration",
     ]
@@ -143,6 +170,17 @@ def load_program(bpf: Any, name: str, kind: int) -> int:
             raise MissingKernelFeature(
                 f"the kernel refused program {name}: {error}: {detail}", _hint(detail)
             ) from error
+
+
+def load_stages(bpf: Any, link: str) -> dict[str, int]:
+    """The descriptors of all programs at tc, by name, with each in its place in `stages`. Raises as load_program()."""
+    import bcc
+
+    first = list(LINK_BYTES).index(link) * len(STAGES)
+    descriptors = {name: load_program(bpf, name, bcc.BPF.SCHED_CLS) for name in STAGES}
+    for place, descriptor in enumerate(descriptors.values(), first):
+        bpf[b"stages"][ctypes.c_int(place)] = ctypes.c_int(descriptor)
+    return descriptors
 
 
 def _hint(detail: str) -> str:
@@ -191,9 +229,8 @@ def run(pins: Path, programs: Path, slots: int, link: str) -> dict[str, Any]:
     bpf = load(read_source(), pins, slots, link)
     library = bcc.lib
     programs.mkdir(mode=0o700, exist_ok=True)
-    kinds = dict.fromkeys(CLASSIFIERS, bcc.BPF.SCHED_CLS) | {SOCKET_PROGRAM: bcc.BPF.CGROUP_SOCK}
-    for name, kind in kinds.items():
-        descriptor = load_program(bpf, name, kind)
+    descriptors = {name: load_program(bpf, name, bcc.BPF.CGROUP_SOCK) for name in SOCKET_PROGRAMS}
+    for name, descriptor in (load_stages(bpf, link) | descriptors).items():
         pin = programs / name
         pin.unlink(missing_ok=True)
         if library.bpf_obj_pin(descriptor, str(pin).encode()) != 0:

@@ -13,6 +13,7 @@ second daemon out.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,8 +22,12 @@ from pathlib import Path
 from qos2.datapath import abi, loader
 from qos2.errors import BY_CODE, AlreadyRunning, DatapathError, MissingKernelFeature
 
+_LOG = logging.getLogger("qos2d.datapath")
+
 _HALF_DONE = "new"
 _COMPILE_SECONDS = 300  # two on a desktop; an emulated processor needs ten, and over 120 where its host is overloaded
+_TOLD_AFTER_S = 2.0  # and from then on again and again, what it is that takes so long
+_TOLD_AGAIN_S = 15.0
 
 
 class Pins:
@@ -71,7 +76,7 @@ class Pins:
         self._compile(link)
         running = self._running.pop(link, None)
         if running is not None:
-            abi.check(_report(running))
+            abi.check(_report(running, link))
             (self.path / f"{_HALF_DONE}-{link}").rename(self._folder(link))
         return self._folder(link)
 
@@ -131,14 +136,9 @@ def _require_bpf_fs(path: Path) -> None:
     raise MissingKernelFeature(f"{path} is not on a bpf file system", "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _report(running: subprocess.Popen[str]) -> dict[str, dict[str, object]]:
+def _report(running: subprocess.Popen[str], link: str) -> dict[str, dict[str, object]]:
     """The layout that a loader reports, once it has ended."""
-    try:
-        said, complaint = running.communicate(timeout=_COMPILE_SECONDS)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        running.communicate()
-        raise DatapathError(f"the loader took more than {_COMPILE_SECONDS} s") from None
+    said, complaint = _said(running, link)
     try:
         report = json.loads(said)
     except json.JSONDecodeError:
@@ -147,6 +147,20 @@ def _report(running: subprocess.Popen[str]) -> dict[str, dict[str, object]]:
         raise BY_CODE[report["error"]](report["message"], report["hint"])
     layout: dict[str, dict[str, object]] = report["layout"]
     return layout
+
+
+def _said(running: subprocess.Popen[str], link: str) -> tuple[str, str]:
+    """What a loader wrote to its outputs until it ended. The log tells of one that takes long."""
+    waited_s, wait_s = 0.0, _TOLD_AFTER_S
+    while waited_s < _COMPILE_SECONDS:
+        try:
+            return running.communicate(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            waited_s, wait_s = waited_s + wait_s, _TOLD_AGAIN_S
+            _LOG.info("compiling the datapath for devices of link layer %s: %.0f s so far", link, waited_s)
+    running.kill()
+    running.communicate()
+    raise DatapathError(f"the loader took more than {_COMPILE_SECONDS} s")
 
 
 def _remove(folder: Path) -> None:

@@ -35,7 +35,7 @@ TC_H_CLSACT = 0xFFFFFFF1
 CLSACT_HANDLE = 0xFFFF0000
 CLSACT_INGRESS = 0xFFFFFFF2
 CLSACT_EGRESS = 0xFFFFFFF3
-TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
+TCA_KIND, TCA_OPTIONS, TCA_STATS2, TCA_INGRESS_BLOCK = 1, 2, 7, 13
 TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
 TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_DIRECT_QLEN, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 5, 6, 7
 TCA_FQ_PLIMIT, TCA_FQ_FLOW_PLIMIT, TCA_FQ_HORIZON = 1, 2, 14
@@ -130,6 +130,23 @@ class TrafficControl:
     def replace_qdisc(self, kind: str, *, parent: int, handle: int = 0, options: bytes = b"") -> None:
         """Place a qdisc at `parent` instead of what is there. What is queued in the old one is lost."""
         self._conversation.ask(self._qdisc_request(kind, NLM_F_CREATE | NLM_F_REPLACE, parent, handle, options))
+
+    def knows_qdisc(self, kind: str, handle: int) -> bool:
+        """Whether the kernel has this kind, which loads its module. For kinds without filter blocks: nothing is placed.
+
+        One with a block is asked for: the kernel looks for the kind first, and then refuses that. `handle` is unused.
+        """
+        attrs = attribute(TCA_KIND, kind.encode() + b"\0") + attribute(TCA_INGRESS_BLOCK, _U32.pack(1))
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        request = self._request(RTM_NEWQDISC, f"looking for qdisc {kind}", handle, TC_H_ROOT, flags=flags, attrs=attrs)
+        try:
+            self._conversation.ask(request)
+        except NetlinkRefused as error:
+            if error.number == errno.ENOENT:
+                return False
+            if error.number != errno.EOPNOTSUPP:
+                raise
+        return True
 
     def add_clsact(self) -> None:
         """Add the qdisc that carries filters. Raises NetlinkRefused with EEXIST where one is there."""

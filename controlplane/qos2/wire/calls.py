@@ -304,3 +304,33 @@ def whole_status() -> Steps[protocol.StatusReport]:
 
 def _status(after: int) -> Call[protocol.StatusReport]:
     return Call(protocol.Status(after=after), protocol.StatusReport, _itself)
+
+
+def reload() -> Call[protocol.Reloaded]:
+    """Privileged."""
+    return Call(protocol.Reload(), protocol.Reloaded, _itself)
+
+
+def policy() -> Steps[list[protocol.RuleDetails]]:
+    """All rules of the administrator's policy, page by page, in order of decision."""
+    found: list[protocol.RuleDetails] = []
+    while True:
+        page = yield Call(protocol.PolicyList(after=len(found)), protocol.PolicyRules, _itself)
+        found.extend(page.rules)
+        if not page.more:
+            return found
+
+
+def policy_decision(
+    request: protocol.PolicyTest | protocol.PolicyExplain,
+) -> Steps[protocol.PolicyDecision]:
+    """What the policy says of a connection, with all reasons in one."""
+    whole: protocol.PolicyDecision = yield Call(request, protocol.PolicyDecision, _itself)
+    page = whole
+    while page.more:
+        # Each page is a request of its own, with a number of its own.
+        further = msgspec.structs.replace(request, id=0, after=len(whole.reasons))
+        page = yield Call(further, protocol.PolicyDecision, _itself)
+        whole.reasons.extend(page.reasons)
+    whole.more = False
+    return whole

@@ -113,7 +113,8 @@ class FlowDetails(msgspec.Struct, kw_only=True, frozen=True):
     """Everything about one flow. `dscp` None: left as the application sets it; `bandwidth` 0: no rate.
 
     Long lists end in an entry "and N more". `stats` is model.FlowStats. `state` has lasted for `state_s` seconds, and
-    rests on `evidence`.
+    rests on `evidence`. `rule` of the policy applies to it: its owner asked for what is in `asked_...`, all else is in
+    force. `denied`: the rule denies it, so that it does nothing.
     """
 
     flow: int
@@ -132,10 +133,15 @@ class FlowDetails(msgspec.Struct, kw_only=True, frozen=True):
     whole_program: bool
     shapers: dict[str, str]
     stats: dict[str, Any]
+    unit: str = ""
     state: FlowState = FlowState.UNKNOWN
     cause: Cause | None = None
     state_s: float = 0.0
     evidence: dict[str, float] = {}
+    rule: str = ""
+    denied: bool = False
+    asked_dscp: int | None = None
+    asked_bandwidth: int = 0
 
 
 class Flows(Result, tag="flows"):
@@ -156,3 +162,69 @@ class StatusReport(Result, tag="status"):
     orphans: int
     datapath: dict[str, Any]
     more: bool = False
+
+
+class RuleDetails(msgspec.Struct, kw_only=True, frozen=True):
+    """One rule of the policy. `match` and `act` by the keys of its file, as text; long lists end in "and N more".
+
+    `flow` None: it denies or exempts. `stats` (model.FlowStats) are of what no application has registered, None for who
+    may not know them. Of its pool `used` flows are in use, one for each socket or host, `ready` ones wait. It applies
+    to `applications` flows of applications. `missing` is what it names and the host has not at the moment.
+    """
+
+    name: str
+    precedence: int
+    file: str = ""
+    line: int = 0
+    match: dict[str, list[str]] = {}
+    act: dict[str, str] = {}
+    flow: int | None = None
+    stats: dict[str, Any] | None = None
+    used: int = 0
+    ready: int = 0
+    applications: int = 0
+    missing: list[str] = []
+
+
+class PolicyRules(Result, tag="policy_rules"):
+    """One page in order of decision; with `more`, ask again `after` as many as are had by now."""
+
+    generation: int
+    rules: list[RuleDetails]
+    more: bool = False
+
+
+class RuleReason(msgspec.Struct, kw_only=True, frozen=True):
+    """What becomes of one rule: `verdict` is "matches", "fails" or "shadowed", `condition` the key that fails."""
+
+    rule: str
+    verdict: str
+    condition: str = ""
+    text: str = ""
+
+
+class PolicyDecision(Result, tag="policy_decision"):
+    """What the policy says of a connection, of which `connection` tells what is known, by the keys of a match.
+
+    `rule` is the one that it meets. `reasons` have each rule in order of decision; with `more`, ask again `after` as
+    many as are had by now. `flows` are those of applications that its socket is in. `device` is that by which packets
+    to the remote host leave, empty where that is not known; `attached`: they are seen there; else `why` says why not.
+    """
+
+    generation: int
+    rule: RuleDetails | None = None
+    reasons: list[RuleReason] = []
+    more: bool = False
+    connection: dict[str, str] = {}
+    flows: list[int] = []
+    device: str = ""
+    attached: bool = False
+    why: str = ""
+
+
+class Reloaded(Result, tag="reloaded"):
+    """The policy was read anew, has so many rules, and is in force. `warnings`: what is probably not meant."""
+
+    generation: int
+    rules: int
+    warnings: list[str] = []

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import pytest
 from hypothesis import settings
 
+from qos2.datapath import abi
+
 #: For property tests: a busy machine is no failure.
 untimed = settings(deadline=None)
 
@@ -42,6 +44,8 @@ class CPacket(ctypes.Structure):
         ("port_be", ctypes.c_uint8 * 2),
         ("address_be", ctypes.c_uint8 * 16),
         ("fragment_id", ctypes.c_uint8 * 4),
+        ("source_port_be", ctypes.c_uint8 * 2),
+        ("reserved", ctypes.c_uint8 * 2),
     ]
 
 
@@ -65,6 +69,22 @@ class Destination(NamedTuple):
     fragment_id: bytes
 
 
+class Source(NamedTuple):
+    """What packet_source() says, with the port of packet_destination()."""
+
+    error: int
+    port: int
+    address: bytes
+
+
+class Act(NamedTuple):
+    """What the datapath takes from a rule. Bucket 0: no rule matched."""
+
+    flow: int
+    pool: int
+    bucket: int
+
+
 class Native:
     """The functions of the headers. One instance per test run: `native()`."""
 
@@ -74,6 +94,7 @@ class Native:
             "guarded_end": (pointer, [u32]),
             "packet_network": (ctypes.c_int, [pointer, pointer, u32, pointer]),
             "packet_destination": (ctypes.c_int, [pointer, pointer, pointer]),
+            "packet_source": (ctypes.c_int, [pointer, pointer, pointer, pointer]),
             "packet_ip_bytes": (u32, [u32, u32, u32]),
             "dsfield_dscp": (u8, [u8]),
             "dsfield_with": (u8, [u8, u8]),
@@ -82,6 +103,11 @@ class Native:
             "bucket_wait_ns": (u64, [u64, u64, u64, u64]),
             "bucket_charge": (ctypes.c_int, [pointer, u64, u64, u64]),
             "bucket_charge_many": (None, [pointer, u64, u64, u32]),
+            "match_first": (u64, [pointer, u32, pointer]),
+            "match_flow_id": (u32, [u64]),
+            "match_pool": (u32, [u64]),
+            "match_bucket": (u32, [u64]),
+            "match_same": (ctypes.c_int, [pointer, pointer]),
         }
         self._c = {}
         for name, (result, arguments) in signatures.items():
@@ -124,6 +150,30 @@ class Native:
             address,
             bytes(packet.fragment_id),
         )
+
+    def source(self, data: bytes, link_bytes: int) -> Source:
+        """packet_source() of a packet whose destination was read."""
+        network, destination = self.parse(data, link_bytes)
+        assert network.error == 0
+        assert destination is not None
+        address = (ctypes.c_uint8 * 16)(*b"\xa5" * 16)
+        error = self._c["packet_source"](
+            self._end - len(data), self._end, self._packet_address, ctypes.addressof(address)
+        )
+        found = bytes(address)
+        if network.family == 4:
+            assert found[4:] == bytes(12)
+            found = found[:4]
+        return Source(error, int.from_bytes(bytes(self._packet.source_port_be), "big"), found)
+
+    def first(self, rules: ctypes.Array[abi.Rule], facts: abi.Facts) -> Act:
+        """match_take() of all rules in turn."""
+        act = self._c["match_first"](ctypes.addressof(rules), len(rules), ctypes.addressof(facts))
+        return Act(*(int(self._c[f"match_{part}"](act)) for part in ("flow_id", "pool", "bucket")))
+
+    def same(self, a: abi.Connection, b: abi.Connection) -> bool:
+        """match_same()."""
+        return bool(self._c["match_same"](ctypes.addressof(a), ctypes.addressof(b)))
 
     def ip_bytes(self, wire_len: int, gso_segs: int, l3_offset: int) -> int:
         """packet_ip_bytes()."""

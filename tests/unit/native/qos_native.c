@@ -12,6 +12,7 @@
 #include "packet.h"
 #include "dsfield.h"
 #include "bucket.h"
+#include "match.h"
 
 /* The end of `pages` writable pages: the byte there faults. 0: no memory. */
 void *native_guarded_end(u32 pages)
@@ -37,6 +38,11 @@ int native_packet_destination(const void *data, const void *data_end, struct pac
 u32 native_packet_ip_bytes(u32 wire_len, u32 gso_segs, u32 l3_offset)
 {
 	return packet_ip_bytes(wire_len, gso_segs, l3_offset);
+}
+
+int native_packet_source(const void *data, const void *data_end, const struct packet *p, u32 address_be[4])
+{
+	return packet_source(data, data_end, p, address_be);
 }
 
 u8 native_dsfield_dscp(u8 dsfield)
@@ -76,4 +82,34 @@ void native_bucket_charge_many(u64 *tat_ns, u64 now_ns, u64 cost_ns, u32 times)
 		if (bucket_charge(tat_ns, *(volatile u64 *)tat_ns, now_ns, cost_ns))
 			times--;
 	}
+}
+
+/* The act of the first of `count` rules that matches, as the datapath finds it; 0: none. */
+u64 native_match_first(const struct rule *rules, u32 count, const struct facts *f)
+{
+	u64 act = 0;
+
+	for (u32 i = 0; i < count; i++)
+		act = match_take(act, &rules[i], f);
+	return act;
+}
+
+u32 native_match_flow_id(u64 act)
+{
+	return match_flow_id(act);
+}
+
+u32 native_match_pool(u64 act)
+{
+	return match_pool(act);
+}
+
+u32 native_match_bucket(u64 act)
+{
+	return match_bucket(act);
+}
+
+int native_match_same(const struct connection *a, const struct connection *b)
+{
+	return match_same(a, b);
 }
