@@ -2,7 +2,7 @@
 # Arguments: make test ARGS="-k bucket"
 
 .DEFAULT_GOAL := help
-.PHONY: demo run test lint bench vm vagrant install lock clean help
+.PHONY: demo run test lint bench vm vagrant deb install lock clean help
 
-demo run test lint bench vm vagrant install lock clean help:
+demo run test lint bench vm vagrant deb install lock clean help:
 	@./dev $@ $(ARGS)
