@@ -85,6 +85,8 @@ class Config:
     policy: Path = Path("/etc/qos2/policy.d")
     #: Directory on a bpffs for what must outlive the daemon.
     pin_path: Path = Path("/sys/fs/bpf/qos2")
+    #: Directory where the compiled datapath is kept, so that the next start need not compile.
+    cache: Path = Path("/var/cache/qos2")
     #: Set IP_TOS / IPV6_TCLASS on passed sockets of one flow, so that the datapath seldom has to rewrite.
     preset_tos: bool = True
     #: net.ipv4.tcp_tso_rtt_log while the daemon runs, in each namespace with its devices; None: as it is.

@@ -35,7 +35,7 @@ def serve(config: Config, supervisor: Supervisor, listener: socket.socket | None
         tell(Event.READY, f"ready: {address}, after {took:.2f} s", {"socket": address})
         supervisor.ready()
 
-    with contextlib.closing(Pins(config.pin_path, config.max_flows)) as pins:
+    with contextlib.closing(Pins(config.pin_path, config.max_flows, config.cache)) as pins:
         try:
             pins.begin()
             # The compiler works in a process of its own meanwhile.

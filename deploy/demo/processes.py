@@ -22,6 +22,8 @@ from demo.lab import LabError, Namespace, command, end
 
 _ROOT = Path(__file__).resolve().parents[2]
 
+#: Where daemons of this checkout, and programs in its tests, keep what they have compiled.
+CACHE = _ROOT / ".cache" / "datapath"
 #: How long the daemon may take to compile, load and answer (two seconds, but a minute on an emulated processor, and
 #: three where that one's host is overloaded); how long a sender to answer. Seconds.
 START_S = 360.0
@@ -78,7 +80,10 @@ class Daemon:
             command("mount", "-t", "bpf", "bpf", str(mount))
             self._stack.callback(command, "umount", str(mount))
             self.policy.mkdir()
-            settings = {"pin_path": str(self.pins), "metrics": "", "policy": str(self.policy), **self._settings}
+            settings = {
+                **{"pin_path": str(self.pins), "cache": str(CACHE), "metrics": "", "policy": str(self.policy)},
+                **self._settings,
+            }
             text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
             (self.directory / "qos2d.toml").write_text(text)
             self.start()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 import qos2
 from demo.lab import Lab, command
-from demo.processes import Daemon, environment
+from demo.processes import CACHE, Daemon, environment
 from harness.tcx import tcx_programs
 from qos2.datapath.links import Namespace
 from qos2.datapath.shapers import available_kinds
@@ -24,6 +25,7 @@ from qos2.datapath.shapers import available_kinds
 pytestmark = pytest.mark.datapath
 
 MIB = 1 << 20
+_DEFAULTS = Path(tempfile.gettempdir(), f"qos2-test-{os.getpid()}.toml")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +35,17 @@ def own_lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(scope="module", autouse=True)
+def defaults() -> Iterator[Path]:
+    """A configuration that changes nothing, save that nothing is left in the machine's own cache."""
+    _DEFAULTS.write_text(f'cache = "{CACHE}"\n')
+    yield _DEFAULTS
+    _DEFAULTS.unlink()
+
+
 def start(lab: Lab, *argv: str, config: Path | None = None, wrapper: tuple[str, ...] = ()) -> tuple[int, str]:
     """Runs a daemon that is expected to end by itself: exit status and what it wrote to stderr."""
-    options = ["--config", str(config)] if config else []
+    options = ["--config", str(config or _DEFAULTS)]
     done = subprocess.run(
         lab.app.argv(*wrapper, sys.executable, "-m", "qos2.daemon", *options, *argv),
         env=environment(),
@@ -153,11 +163,12 @@ def test_a_killed_daemon_leaves_nothing_behind_in_other_namespaces(own_lab: Lab)
 
 
 def test_a_device_that_comes_later_is_attached_and_one_that_goes_is_forgotten(
-    own_lab: Lab, bpf_fs: Path, tmp_path: Path
+    own_lab: Lab, bpf_fs: Path, tmp_path: Path, defaults: Path
 ) -> None:
     path = str(tmp_path / "sock")
     process = own_lab.app.popen(
-        *(sys.executable, "-m", "qos2.daemon", "--socket", path, "--metrics", "", "--pin-path", str(bpf_fs / "all")),
+        *(sys.executable, "-m", "qos2.daemon", "--config", str(defaults)),
+        *("--socket", path, "--metrics", "", "--pin-path", str(bpf_fs / "all")),
         env=environment(),
     )
     try:

@@ -6,11 +6,12 @@ Of these 5.10 knows only the addition whose result is not used; compare-and-swap
 import struct
 from pathlib import Path
 
-import bcc
 import pytest
 
+from harness.program import compiled
 from qos2.datapath import loader
 from qos2.datapath.instructions import has_compare_and_swap
+from qos2.datapath.objects import Objects
 
 pytestmark = pytest.mark.datapath
 
@@ -22,15 +23,15 @@ _WITHOUT = "#define QOS_WITHOUT_COMPARE_AND_SWAP\n"
 def atomics(text: str, pins: Path) -> dict[str, set[int]]:
     """The kinds of atomic instruction in each program at tc, once the kernel has taken it."""
     pins.mkdir()
-    bpf = loader.load(text, pins, 64)
     found = {}
     try:
-        for name in loader.STAGES:
-            loader.load_program(bpf, name, bcc.BPF.SCHED_CLS)
-            code = struct.iter_unpack("=BBhi", bpf.dump_func(name.encode()))
-            found[name] = {immediate for opcode, _, _, immediate in code if opcode in _ATOMIC}
+        datapath = compiled(text, pins)
+        with Objects(datapath, pins, 64) as objects:
+            for name in loader.STAGES:
+                objects.program(name)
+                code = struct.iter_unpack("=BBhi", datapath.program(name).code)
+                found[name] = {immediate for opcode, _, _, immediate in code if opcode in _ATOMIC}
     finally:
-        bpf.cleanup()
         for pin in pins.iterdir():
             pin.unlink()
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from demo.lab import Lab
+from demo.processes import CACHE
 from qos2.core.policyflows import IDLE_S, OLD_FLOWS_S
 from qos2.core.service import Limits, Service
 from qos2.datapath.kernel import KernelDatapath
@@ -132,7 +133,7 @@ def dscps(sender: socket.socket, receiver: socket.socket, count: int = 1) -> lis
 def datapath(bpf_fs: Path) -> Iterator[tuple[Lab, KernelDatapath]]:
     with ExitStack() as stack:
         lab = stack.enter_context(Lab("qos2-test"))
-        pins = Pins(bpf_fs / "reload", 4096)
+        pins = Pins(bpf_fs / "reload", 4096, CACHE)
         stack.callback(pins.close)
         pins.begin()
         with lab.app.entered():

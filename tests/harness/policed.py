@@ -18,6 +18,7 @@ from typing import Self
 
 from demo.capture import Recording
 from demo.lab import Lab, Namespace
+from demo.processes import CACHE
 from harness.wire import PATIENCE_S, Receiver
 from qos2.core.ports import InstalledRule
 from qos2.core.rule import Rule
@@ -74,7 +75,7 @@ class Policed:
         self._stack.close()
 
     def _open(self) -> KernelDatapath:
-        self._pins = Pins(self._folder, _SLOTS)
+        self._pins = Pins(self._folder, _SLOTS, CACHE)
         self._pins.begin()
         with self._namespace.entered():
             return KernelDatapath(self._pins, device_names=(self._namespace.device,))

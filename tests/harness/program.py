@@ -8,11 +8,13 @@ replaced: where the production program reads the socket's storage, this one crea
 import ctypes
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qos2.datapath import abi, loader, maps
+from demo.processes import CACHE
+from qos2.datapath import abi, cache, loader, maps, objects
+from qos2.datapath.compiled import Compiled, Unusable
 
 _LOOKUP = "bound = sockets.sk_storage_get(sk, 0, 0);"
 _GIVEN = """{
@@ -111,6 +113,20 @@ def run(program_fd: int, packet: bytes, *, skb: SkBuff | None = None, repeat: in
     )
 
 
+def compiled(text: str, scratch: Path, link: str = "ethernet") -> Compiled:
+    """A text of the datapath, compiled once for all runs. `scratch` is an empty folder on bpffs."""
+    key = loader.key_of(text, link)
+    with suppress(Unusable):
+        found = cache.read(CACHE, key)
+        if found is not None:
+            return found
+    made = loader.compile_text(text, scratch, link)
+    if key == loader.key_of(text, link):  # no header was edited meanwhile
+        with suppress(OSError):  # a checkout that cannot be written costs the next run its time
+            cache.keep(CACHE, key, made)
+    return made
+
+
 class Program:
     """The datapath loaded for test runs, with its maps. `fd[name]` is a program's descriptor."""
 
@@ -122,8 +138,9 @@ class Program:
         if given:
             assert text.count(_LOOKUP) == 1
             text = text.replace(_LOOKUP, _GIVEN).replace(_SOCKETS, _TABLE + _SOCKETS, 1)
-        self._bpf: Any = loader.load(text + extra, pins, slots, link)
-        self.fd = loader.load_stages(self._bpf, link)
+        self._objects = objects.Objects(compiled(text + extra, pins, link), pins, slots)
+        self._objects.fill_stages()
+        self.fd = {name: self._objects.program(name) for name in loader.STAGES}
         self.policy = maps.MappedArray(pins / "policy", abi.FlowPolicy, writable=True, reach=slots)
         self.hot = maps.MappedArray(pins / "hot", abi.FlowHot, writable=True, reach=slots)
         self.cold = maps.MappedArray(pins / "cold", abi.FlowCold, writable=True, reach=slots)
@@ -133,9 +150,7 @@ class Program:
 
     def load(self, name: str) -> int:
         """The descriptor of a further program of `extra`."""
-        import bcc
-
-        return loader.load_program(self._bpf, name, bcc.BPF.SCHED_CLS)
+        return self._objects.program(name)
 
     def bind(self, value: abi.SocketFlow) -> None:
         """The storage that the next test runs' socket has."""
@@ -158,7 +173,7 @@ class Program:
             array.close()
         if self.binding is not None:
             self.binding.close()
-        self._bpf.cleanup()
+        self._objects.close()
         for pin in self.pins.iterdir():
             pin.unlink()
         shutil.rmtree(self.pins, ignore_errors=True)

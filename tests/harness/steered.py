@@ -173,7 +173,7 @@ def main() -> None:
     config = load(given.config, {"socket": given.socket, "devices": given.device})
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     paths, conditions = FakePaths(), FakeConditions()
-    with contextlib.closing(Pins(config.pin_path, config.max_flows)) as pins:
+    with contextlib.closing(Pins(config.pin_path, config.max_flows, config.cache)) as pins:
         pins.begin()
         with assembled(pins, config, paths=paths, conditions=conditions) as daemon:
             asyncio.run(daemon.run(_Helm(paths, conditions, daemon.follow).begin))

@@ -1,18 +1,18 @@
-"""Whether the datapath compiles for the installed kernels, and whether the running one accepts it.
+"""Compiles the datapath for the installed kernels, asks the running one whether it accepts it, and keeps what came out.
 
-    python3 -I -m qos2.datapath.check [RELEASE...]
+    python3 -I -m qos2.datapath.check [--cache FOLDER] [RELEASE...]
 
 For an administrator and for the package's trigger, which runs it when a kernel or its headers have come or gone. It
 starts the daemon's own loader, on a bpf file system that only this process sees: nothing is attached, and nothing is
-left. For a kernel that does not run, that one's headers are put in the place of the running one's, which shows whether
-the datapath compiles; its verifier can be asked only when it runs.
-
-What is compiled is not kept: bcc's programs refer to maps by descriptors of the process that compiled them. The daemon
-compiles once at its start.
+left but what was compiled, in the daemon's cache, so that its next start need not. For a kernel that does not run, that
+one's headers are put in the place of the running one's, which shows whether the datapath compiles; its verifier can be
+asked only when it runs. What is kept for it serves if it has the eBPF instructions of the running one, as the next
+kernel of the same series does; else the daemon compiles when it first starts there.
 
 Exit codes: 0 all is well; 1 there is a kernel for which it is not, or nothing can be verified here.
 """
 
+import argparse
 import contextlib
 import ctypes
 import json
@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qos2.datapath import loader
+from qos2.datapath import cache, loader
 from qos2.errors import MissingKernelFeature, QosError
 
 MODULES = Path("/lib/modules")
@@ -45,17 +45,16 @@ def installed(modules: Path = MODULES) -> list[str]:
     return sorted(marker.parent.name for marker in modules.glob("*/modules.builtin"))
 
 
-def verify(release: str, running: str = platform.release()) -> str:
-    """Compiles for `release`, and loads: what is known then, in words. Raises QosError where something is wrong.
+def verify(release: str, kept: Path, running: str = platform.release()) -> str:
+    """Compiles for `release`, loads, and keeps it below `kept`: what is known then, in words.
 
-    The process must have its own mounts (private_mounts()).
+    Raises QosError where something is wrong. The process must have its own mounts (private_mounts()).
     """
     if release == running:
-        headers = _load()
-        return f"the datapath compiles with {headers}, and the kernel accepts it"
+        return f"the datapath compiles with {_load(release, kept)}, and the kernel accepts it"
     with _headers_of(release, running):
-        headers = _load()
-    return f"the datapath compiles with {headers}; whether that kernel accepts it shows when it runs"
+        done = _load(release, kept)
+    return f"the datapath compiles with {done}; whether that kernel accepts it shows when it runs"
 
 
 def private_mounts() -> None:
@@ -82,23 +81,25 @@ def _headers_of(release: str, running: str, modules: Path = MODULES) -> Iterator
         yield
 
 
-def _load() -> str:
-    """What the daemon's start does; which headers served."""
+def _load(release: str, kept: Path) -> str:
+    """What the daemon's start does where nothing is kept, for each link layer. With which headers, and what is kept."""
     headers = loader.find_headers()
+    unkept = ""
+    for link in loader.LINK_BYTES:
+        unkept = _loaded(link, kept, release).get("unkept", "") or unkept
+    served = "its own headers" if headers.source is None else f"the headers {headers.source.name}"
+    return f"{served} (and cannot be kept: {unkept})" if unkept else f"{served} and is kept in {kept}"
+
+
+def _loaded(link: str, kept: Path, release: str) -> dict[str, str]:
+    """The report of a loader for one link layer. Raises MissingKernelFeature."""
     with tempfile.TemporaryDirectory(prefix="qos2-check-") as folder, _mounted("bpf", Path(folder)):
         maps = Path(folder, "maps")
         maps.mkdir()
+        command = (sys.executable, "-m", loader.__name__, maps, Path(folder, "programs"), str(_SLOTS), link)
         try:
             done = subprocess.run(
-                (
-                    sys.executable,
-                    "-m",
-                    loader.__name__,
-                    str(maps),
-                    str(Path(folder, "programs")),
-                    str(_SLOTS),
-                    "ethernet",
-                ),
+                (*command, kept, release),
                 env=os.environ | {"PYTHONPATH": str(Path(loader.__file__).resolve().parents[2])},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -106,7 +107,7 @@ def _load() -> str:
                 timeout=_COMPILE_SECONDS,
                 check=False,
             )
-            report = json.loads(done.stdout)
+            report: dict[str, str] = json.loads(done.stdout)
         except subprocess.TimeoutExpired as error:
             raise MissingKernelFeature(f"the loader took more than {_COMPILE_SECONDS} s") from error
         except json.JSONDecodeError as error:
@@ -115,7 +116,7 @@ def _load() -> str:
             ) from error
     if "error" in report:
         raise MissingKernelFeature(report["message"], report["hint"])
-    return "its own headers" if headers.source is None else f"the headers {headers.source.name}"
+    return report
 
 
 @contextlib.contextmanager
@@ -138,8 +139,12 @@ def _call(name: str, *arguments: bytes | int | None) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """One line for each release: those given, else those installed and the running one."""
+    parser = argparse.ArgumentParser(prog="qos2.datapath.check", description="Compiles the datapath, and keeps it.")
+    parser.add_argument("--cache", type=Path, default=cache.DEFAULT, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", help="of kernels; default: those installed")
+    given = parser.parse_args(arguments)
     running = platform.release()
-    releases = arguments or sorted({*installed(), running})
+    releases = given.releases or sorted({*installed(), running})
     well = True
     try:
         private_mounts()
@@ -149,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"qos2: Linux {release}{' (running)' if release == running else ''}: ")
         sys.stdout.flush()  # what follows takes seconds
         try:
-            sys.stdout.write(f"{verify(release, running)}\n")
+            sys.stdout.write(f"{verify(release, given.cache, running)}\n")
         except QosError as error:
             well = not _complain("", error)
     return 0 if well else 1

@@ -1,9 +1,9 @@
-"""The loader: compiles the datapath with bcc, loads it, pins maps and programs, and exits.
+"""The loader: compiles the datapath with bcc, keeps what came out, loads it, pins maps and programs, and exits.
 
 A process of its own (`python -m qos2.datapath.loader`), because bcc brings 70 to 150 MB of LLVM that
-must not stay in the daemon. It is the only importer of bcc. Maps that are pinned already are taken
-over with their content. The result goes to standard output as one JSON object: the layout that bcc
-compiled, or an error with code and hint.
+must not stay in the daemon. It is the only importer of bcc, which only compiles: loading is the business of
+objects.py, here as for what was kept. The result goes to standard output as one JSON object: the layout that
+bcc compiled, or an error with code and hint.
 
 Kernel headers: the running kernel's own where installed, else those of any installed version, since
 the program includes uapi headers only. Nothing is written below the system's module folder.
@@ -17,10 +17,12 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qos2.datapath import cache, objects
+from qos2.datapath.compiled import Compiled, Program, Unusable, unlinked
 from qos2.datapath.instructions import has_compare_and_swap, has_netns_cookie
 from qos2.errors import MissingKernelFeature, QosError
 
@@ -54,6 +56,9 @@ MAPS = (
         "owners",
     ),
 )
+_WARNINGS = ("-Wno-unused-function", "-Werror=implicit-function-declaration")
+#: While compiling, what stands for the number of slots: a number that no other map has as its size.
+_SLOTS = 1021
 #: Structures whose layout is reported, by the map that holds them: (map, "key" or "leaf").
 LAYOUT = {
     "flow_policy": ("policy", "leaf"),
@@ -120,23 +125,28 @@ def read_source(folder: Path = SOURCE) -> str:
     return _PART.sub(lambda part: (folder / part[1]).read_text(), (folder / "qos.bpf.c").read_text())
 
 
-def compile_flags(pins: Path, slots: int, link: str, headers: Headers, folder: Path = SOURCE) -> list[str]:
-    """Flags for bcc: our headers, the kernel's, and the values that the source leaves open."""
+def definitions(link: str) -> list[str]:
+    """Flags for bcc: the values that the source leaves open and that decide what the programs do."""
     return [
-        f"-I{folder}",
-        *headers.flags,
-        f"-DQOS_SLOTS={slots}",
-        f'-DQOS_PINS="{pins}"',
         f"-DQOS_LINK_BYTES={LINK_BYTES[link]}",
         *(() if has_compare_and_swap() else ("-DQOS_WITHOUT_COMPARE_AND_SWAP",)),
         *(() if has_netns_cookie() else ("-DQOS_WITHOUT_NETNS_COOKIE",)),
-        "-Wno-unused-function",
-        "-Werror=implicit-function-declaration",
     ]
 
 
-def load(text: str, pins: Path, slots: int, link: str = "ethernet") -> Any:
-    """Compiles `text` into a bcc.BPF whose maps are pinned below `pins` (taken over where they exist).
+def key_of(text: str, link: str, release: str = platform.release(), folder: Path = SOURCE) -> cache.Key:
+    """By which `text` is kept, compiled for a link layer and for the kernel of that release.
+
+    What is defined for another kernel than the running one is what is defined for this one; if the other turns out to
+    need something else, it will ask for another key.
+    """
+    headers = (header.read_bytes() for header in sorted(folder.glob("*.h")))
+    return cache.key_of(text, headers, (*definitions(link), *_WARNINGS), link, release)
+
+
+def compile_text(text: str, scratch: Path, link: str) -> Compiled:
+    """`text` as bcc compiles it. bcc makes the maps too, small ones, pinned in the empty folder `scratch` of a bpffs
+    for as long as it takes.
 
     Raises MissingKernelFeature where bcc, headers or privilege is missing or the kernel refuses.
     """
@@ -150,37 +160,55 @@ def load(text: str, pins: Path, slots: int, link: str = "ethernet") -> Any:
     headers = find_headers()
     if headers.source is not None:
         os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
+    flags = [
+        *(f"-I{SOURCE}", *headers.flags, f"-DQOS_SLOTS={_SLOTS}", f'-DQOS_PINS="{scratch}"'),
+        *(*definitions(link), *_WARNINGS),
+    ]
     with _captured_stderr() as said:
         try:
-            return bcc.BPF(text=text.encode(), cflags=compile_flags(pins, slots, link, headers))
+            bpf = bcc.BPF(text=text.encode(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception for everything
             detail = said()
             raise MissingKernelFeature(
                 f"bcc could not compile or create maps: {error}: {detail}", _hint(detail)
             ) from error
+        finally:
+            for pin in scratch.iterdir():
+                pin.unlink()
+    try:
+        return _extracted(bpf, bcc, link)
+    except Unusable as error:
+        raise MissingKernelFeature(f"bcc compiled what cannot be loaded: {error}") from error
+    finally:
+        bpf.cleanup()
 
 
-def load_program(bpf: Any, name: str, kind: int) -> int:
-    """The descriptor of one program; MissingKernelFeature with the verifier's last words where refused."""
-    with _captured_stderr() as said:
-        try:
-            return int(bpf.load_func(name.encode(), kind).fd)
-        except Exception as error:  # bcc again
-            detail = said()
-            raise MissingKernelFeature(
-                f"the kernel refused program {name}: {error}: {detail}", _hint(detail)
-            ) from error
-
-
-def load_stages(bpf: Any, link: str) -> dict[str, int]:
-    """The descriptors of all programs at tc, by name, with each in its place in `stages`. Raises as load_program()."""
-    import bcc
-
+def _extracted(bpf: Any, bcc: Any, link: str) -> Compiled:
+    """What a bcc.BPF has compiled. Raises Unusable."""
+    library, module = bcc.lib, bpf.module
+    library.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    library.bpf_table_name.argtypes = library.bpf_table_fd_id.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.bpf_table_name.restype = ctypes.c_char_p
+    descriptors = {
+        library.bpf_table_name(module, number).decode(): int(library.bpf_table_fd_id(module, number))
+        for number in range(library.bpf_num_tables(module))
+    }
+    specs = [objects.spec_of(name, descriptor) for name, descriptor in descriptors.items()]
+    names = {descriptor: name for name, descriptor in descriptors.items()}
     first = list(LINK_BYTES).index(link) * len(STAGES)
-    descriptors = {name: load_program(bpf, name, bcc.BPF.SCHED_CLS) for name in STAGES}
-    for place, descriptor in enumerate(descriptors.values(), first):
-        bpf[b"stages"][ctypes.c_int(place)] = ctypes.c_int(descriptor)
-    return descriptors
+    programs = []
+    for number in range(library.bpf_num_functions(module)):
+        name = library.bpf_function_name(module, number).decode()
+        code, maps = unlinked(bpf.dump_func(name.encode()), names)
+        kind = bcc.BPF.CGROUP_SOCK if name in SOCKET_PROGRAMS else bcc.BPF.SCHED_CLS
+        stage = first + STAGES.index(name) if name in STAGES else None
+        programs.append(Program(name, kind, code, maps, stage))
+    return Compiled(
+        [replace(spec, max_entries=None) if spec.max_entries == _SLOTS else spec for spec in specs],
+        programs,
+        library.bpf_module_license(module).decode(),
+        layout_of(bpf),
+    )
 
 
 def _hint(detail: str) -> str:
@@ -222,27 +250,36 @@ def layout_of(bpf: Any) -> dict[str, dict[str, Any]]:
     return report
 
 
-def run(pins: Path, programs: Path, slots: int, link: str) -> dict[str, Any]:
-    """Loads everything; returns what to print. `programs` gets one pin per program."""
-    import bcc
+def run(pins: Path, programs: Path, slots: int, link: str, kept: Path | None, release: str) -> dict[str, Any]:
+    """Compiles and loads everything; returns what to print. `programs` is made, and gets one pin per program.
 
-    bpf = load(read_source(), pins, slots, link)
-    library = bcc.lib
+    What was compiled is kept below `kept` once the kernel has taken it, as for the kernel of `release`.
+    """
+    text = read_source()
+    key = key_of(text, link, release)
     programs.mkdir(mode=0o700, exist_ok=True)
-    descriptors = {name: load_program(bpf, name, bcc.BPF.CGROUP_SOCK) for name in SOCKET_PROGRAMS}
-    for name, descriptor in (load_stages(bpf, link) | descriptors).items():
-        pin = programs / name
-        pin.unlink(missing_ok=True)
-        if library.bpf_obj_pin(descriptor, str(pin).encode()) != 0:
-            raise MissingKernelFeature(f"cannot pin {pin}", "is it on a bpf file system?")
-    return {"layout": layout_of(bpf)}
+    compiled = compile_text(text, programs, link)
+    objects.load(compiled, pins, programs, slots)
+    report: dict[str, Any] = {"layout": compiled.layout}
+    # An upgrade may have exchanged the headers in between: then nobody knows what was compiled.
+    if kept is not None and key == key_of(text, link, release):
+        try:
+            cache.keep(kept, key, compiled)
+        except OSError as error:
+            report["unkept"] = f"{kept}: {error.strerror}"
+    return report
 
 
 def main(arguments: list[str]) -> int:
-    """`loader PINS PROGRAMS SLOTS LINK`: 0 and a report, or 1 and an error, as JSON on standard output."""
+    """`loader MAPS PROGRAMS SLOTS LINK [KEPT [RELEASE]]`: 0 and a report, or 1 and an error, as JSON on its output.
+
+    Always compiles. The report says why it could not be kept, where it should have been.
+    """
     pins, programs, slots, link = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), arguments[3]
+    kept = Path(arguments[4]) if len(arguments) > 4 else None
+    release = arguments[5] if len(arguments) > 5 else platform.release()
     try:
-        report = run(pins, programs, slots, link)
+        report = run(pins, programs, slots, link, kept, release)
     except QosError as error:
         report = {"error": error.code, "message": error.message, "hint": error.hint}
     sys.stdout.write(json.dumps(report))

@@ -1,4 +1,4 @@
-"""The datapath's folder on the bpf file system, and the child process that fills it.
+"""The datapath's folder on the bpf file system, and how it is filled: with what is kept, or by a child that compiles.
 
     PIN_PATH/maps-v1-65537/     maps of layout version 1 with 65,537 slots
     PIN_PATH/programs-<hash>-ethernet/   programs compiled from one state of the sources, per link layer
@@ -8,6 +8,9 @@ A folder is complete or not there: the loader fills `new-<link>`, which is renam
 dots in names). What is found complete is used as it is, so a restart compiles nothing, and a new
 version takes the old maps over with every flow and counter in them. A lock on PIN_PATH keeps a
 second daemon out.
+
+What has no pins is loaded from the cache (cache.py), which takes as long as the kernel's verifier; what is not kept,
+or refused, is compiled by the loader, which keeps it.
 """
 
 import fcntl
@@ -18,8 +21,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from qos2.datapath import abi, loader
+from qos2.datapath import abi, cache, loader, objects
+from qos2.datapath.compiled import Compiled, Unusable
 from qos2.errors import BY_CODE, AlreadyRunning, DatapathError, MissingKernelFeature
 
 _LOG = logging.getLogger("qos2d.datapath")
@@ -33,9 +38,14 @@ _TOLD_AGAIN_S = 15.0
 class Pins:
     """Owns PIN_PATH while open. `maps` and `links` are its folders; programs() gives the others."""
 
-    def __init__(self, path: Path, max_flows: int) -> None:
-        """Takes the lock. Raises MissingKernelFeature without bpffs or privilege, AlreadyRunning when locked."""
+    def __init__(self, path: Path, max_flows: int, kept: Path | None = None) -> None:
+        """Takes the lock. What is compiled is kept below `kept`, if given.
+
+        Raises MissingKernelFeature without bpffs or privilege, AlreadyRunning when locked.
+        """
         self.path = path
+        self._cache = kept
+        self._kept: dict[str, Compiled] = {}  # found, not loaded yet
         self._slots = max_flows + 1
         self._digest = _digest(path, self._slots)
         self.maps = path / f"maps-v{abi.ABI_VERSION}-{self._slots}"
@@ -59,36 +69,74 @@ class Pins:
             raise AlreadyRunning(f"another daemon owns {path}", "stop it, or give this one its own pin_path") from None
 
     def begin(self) -> None:
-        """Starts what must be compiled, in a process of its own, and returns at once."""
+        """Starts what must be compiled, if it is not kept, in a process of its own, and returns at once."""
         self.links.mkdir(mode=0o700, exist_ok=True)
         for folder in (*self.path.glob("maps-*"), *self.path.glob("programs-*")):
             if folder != self.maps and self._digest not in folder.name:
                 _remove(folder)  # another layout or size, whose flows cannot be taken over; another source
         self.fresh = not self.maps.is_dir()
         self.maps.mkdir(mode=0o700, exist_ok=True)
-        self._compile("ethernet")
+        self._prepare("ethernet")
 
     def programs(self, link: str) -> Path:
-        """The folder of the programs for a link layer (loader.LINK_BYTES), compiled if need be.
+        """The folder of the programs for a link layer (loader.LINK_BYTES), loaded or compiled if need be.
 
         Raises what the loader reports, and AbiMismatch.
         """
-        self._compile(link)
+        self._prepare(link)
+        if link in self._kept:
+            self._load(link, self._kept.pop(link))
         running = self._running.pop(link, None)
         if running is not None:
-            abi.check(_report(running, link))
-            (self.path / f"{_HALF_DONE}-{link}").rename(self._folder(link))
+            report = _report(running, link)
+            abi.check(report["layout"])
+            if "unkept" in report and self._cache is not None:
+                _LOG.warning("what was compiled cannot be kept, each start will compile: %s", report["unkept"])
+                self._cache = None  # told once
+            self._half_done(link).rename(self._folder(link))
         return self._folder(link)
+
+    def _load(self, link: str, kept: Compiled) -> None:
+        """What was kept goes into the kernel; where that refuses it, the compiler is started. Raises AbiMismatch."""
+        abi.check(kept.layout)
+        half_done = self._half_done(link)
+        half_done.mkdir(mode=0o700)
+        try:
+            objects.load(kept, self.maps, half_done, self._slots)
+        except MissingKernelFeature as error:
+            _LOG.warning("compiling the datapath anew, what was kept was refused: %s", error.message)
+            self._compile(link)
+        else:
+            half_done.rename(self._folder(link))
 
     def _folder(self, link: str) -> Path:
         return self.path / f"programs-{self._digest}-{link}"
 
-    def _compile(self, link: str) -> None:
-        if self._folder(link).is_dir() or link in self._running:
+    def _half_done(self, link: str) -> Path:
+        return self.path / f"{_HALF_DONE}-{link}"
+
+    def _prepare(self, link: str) -> None:
+        """Where the programs are not pinned: finds what is kept, else starts the compiler."""
+        if self._folder(link).is_dir() or link in self._running or link in self._kept:
             return
-        half_done = self.path / f"{_HALF_DONE}-{link}"
-        _remove(half_done)  # of a start that was killed
-        arguments = (str(self.maps), str(half_done), str(self._slots), link)
+        _remove(self._half_done(link))  # of a start that was killed
+        if self._cache is not None:
+            try:
+                kept = cache.read(self._cache, loader.key_of(loader.read_source(), link))
+            except Unusable as error:
+                _LOG.warning("compiling the datapath, what was kept is not used: %s", error)
+            else:
+                if kept is not None:
+                    self._kept[link] = kept
+                    return
+        self._compile(link)
+
+    def _compile(self, link: str) -> None:
+        half_done = self._half_done(link)
+        _remove(half_done)
+        arguments = [str(self.maps), str(half_done), str(self._slots), link]
+        if self._cache is not None:
+            arguments.append(str(self._cache))
         self._running[link] = subprocess.Popen(
             (sys.executable, "-m", loader.__name__, *arguments),
             env=dict(os.environ, PYTHONPATH=str(Path(loader.__file__).resolve().parents[2])),
@@ -136,17 +184,16 @@ def _require_bpf_fs(path: Path) -> None:
     raise MissingKernelFeature(f"{path} is not on a bpf file system", "mount -t bpf bpf /sys/fs/bpf")
 
 
-def _report(running: subprocess.Popen[str], link: str) -> dict[str, dict[str, object]]:
-    """The layout that a loader reports, once it has ended."""
+def _report(running: subprocess.Popen[str], link: str) -> dict[str, Any]:
+    """What a loader reports, once it has ended well."""
     said, complaint = _said(running, link)
     try:
-        report = json.loads(said)
+        report: dict[str, Any] = json.loads(said)
     except json.JSONDecodeError:
         raise DatapathError(f"the loader died (status {running.returncode}): {complaint.strip()[-500:]}") from None
     if "error" in report:
         raise BY_CODE[report["error"]](report["message"], report["hint"])
-    layout: dict[str, dict[str, object]] = report["layout"]
-    return layout
+    return report
 
 
 def _said(running: subprocess.Popen[str], link: str) -> tuple[str, str]:
