@@ -7,6 +7,7 @@ import pytest
 
 from demo.lab import Lab, command
 from demo.processes import Daemon
+from harness.policed import Policed, Stage
 from harness.wire import UNPROBED, Wire
 
 
@@ -39,3 +40,24 @@ def bpf_fs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     command("mount", "-t", "bpf", "bpf", str(mount))
     yield mount
     command("umount", str(mount))
+
+
+@pytest.fixture(scope="module")
+def policed(bpf_fs: Path) -> Iterator[Policed]:
+    """The datapath on the application's device, without a daemon."""
+    with Lab("qos2-test") as lab, Policed(lab, lab.app, bpf_fs) as policed:
+        yield policed
+
+
+@pytest.fixture(scope="module")
+def forwarding(bpf_fs: Path) -> Iterator[Policed]:
+    """The datapath on the router's device towards the peer."""
+    with Lab("qos2-test") as lab, Policed(lab, lab.router, bpf_fs) as policed:
+        yield policed
+
+
+@pytest.fixture
+def stage(policed: Policed) -> Iterator[Stage]:
+    """Rules, sockets and captures of one test."""
+    with Stage(policed) as stage:
+        yield stage

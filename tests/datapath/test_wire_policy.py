@@ -4,15 +4,13 @@ The datapath is told of rules as the service tells it (harness.policed); no daem
 """
 
 import socket
-from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from demo.lab import Lab
 from demo.packets import TCP, UDP, Packets
-from harness.policed import Policed, Stage
+from harness.policed import Stage
 from harness.wire import port_of, read_to_end
 from qos2.core.rule import Act, Match, PortRange, Rule, Traffic
 from qos2.datapath import abi
@@ -27,25 +25,6 @@ pytestmark = pytest.mark.datapath
 V4, V4_SECOND, V6 = "198.51.100.2", "198.51.100.3", "2001:db8:2::2"
 MARK = Act(dscp=Dscp(34))
 OTHER = Act(dscp=Dscp(10))
-
-
-@pytest.fixture(scope="module")
-def policed(bpf_fs: Path) -> Iterator[Policed]:
-    with Lab("qos2-test") as lab, Policed(lab, lab.app, bpf_fs) as policed:
-        yield policed
-
-
-@pytest.fixture
-def stage(policed: Policed) -> Iterator[Stage]:
-    with Stage(policed) as stage:
-        yield stage
-
-
-@pytest.fixture(scope="module")
-def forwarding(bpf_fs: Path) -> Iterator[Policed]:
-    """The datapath on the router's device towards the peer."""
-    with Lab("qos2-test") as lab, Policed(lab, lab.router, bpf_fs) as policed:
-        yield policed
 
 
 def dscps(packets: Packets, port: int, protocol: int = UDP) -> list[int]:

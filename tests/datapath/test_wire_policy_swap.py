@@ -55,25 +55,6 @@ os.write(1, b"%d" % number)
 """
 
 
-@pytest.fixture(scope="module")
-def policed(bpf_fs: Path) -> Iterator[Policed]:
-    with Lab("qos2-test") as lab, Policed(lab, lab.app, bpf_fs) as policed:
-        yield policed
-
-
-@pytest.fixture
-def stage(policed: Policed) -> Iterator[Stage]:
-    with Stage(policed) as stage:
-        yield stage
-
-
-@pytest.fixture(scope="module")
-def forwarding(bpf_fs: Path) -> Iterator[Policed]:
-    """The datapath on the router's device towards the peer."""
-    with Lab("qos2-test") as lab, Policed(lab, lab.router, bpf_fs) as policed:
-        yield policed
-
-
 @pytest.fixture
 def router(forwarding: Policed) -> Iterator[Stage]:
     with Stage(forwarding) as stage:

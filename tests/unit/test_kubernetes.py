@@ -157,7 +157,7 @@ def test_the_daemon_can_gain_nothing_and_writes_only_where_it_must() -> None:
     assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
     assert (security["readOnlyRootFilesystem"], pod["automountServiceAccountToken"]) == (True, False)
     writable = {mount["mountPath"] for mount in container_of(pod)["volumeMounts"] if not mount.get("readOnly")}
-    assert writable == {"/run/qos2", "/sys/fs/bpf"}
+    assert writable == {"/run/qos2", "/sys/fs/bpf", "/var/cache/qos2"}
 
 
 def test_paths_are_those_of_the_configuration_and_of_the_unit() -> None:
@@ -165,11 +165,12 @@ def test_paths_are_those_of_the_configuration_and_of_the_unit() -> None:
     mounts = {mount["mountPath"]: name for name, mount in mounts_of(pod_of_daemon()).items()}
     assert mounts[str(config.socket.parent)] == "socket"
     assert mounts[str(config.pin_path.parent)] == "bpf"
+    assert mounts[str(config.cache)] == "cache"
     assert f"\nListenSequentialPacket={config.socket}\n" in SOCKET_UNIT
     (file,) = re.findall(r"^ExecStart=\S*qos2d --config (\S+)", UNIT, re.MULTILINE)
     assert mounts[file] == "config"
     assert mounts[str(POLICY_FOLDER)] == "policy"
-    for name in ("socket", "bpf"):
+    for name in ("socket", "bpf", "cache"):
         assert volumes_of(pod_of_daemon())[name]["hostPath"]["path"] == mounts_of(pod_of_daemon())[name]["mountPath"]
 
 
