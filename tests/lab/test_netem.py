@@ -8,18 +8,17 @@ processors; beside each is what that was.
 """
 
 import json
-import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from statistics import median
-from typing import NamedTuple
 
 import pytest
 
 import qos2
 from harness.congested import OTHER_PEER, CongestedLab, has_netem, wait_until
+from harness.ss import told_by_ss
 from harness.wire import port_of
 from qos2.model import Cause, Condition, FlowState, Method, TrafficType
 
@@ -38,14 +37,6 @@ SECONDS, SAMPLES = 12.0, 15
 QUEUED_PACKETS, FREE_PACKETS = 60, 28
 
 
-class Told(NamedTuple):
-    """What `ss -ti` says of a connection: microseconds, and segments since it began."""
-
-    srtt_us: float
-    min_rtt_us: float
-    retransmits: int
-
-
 @pytest.fixture(scope="module")
 def impaired() -> Iterator[CongestedLab]:
     """A lab of its own: where there is no netem, not even a daemon is started."""
@@ -55,17 +46,6 @@ def impaired() -> Iterator[CongestedLab]:
         lab.reflector(OTHER_PEER)  # so that of connections to PEER only the kernel tells the round trip
         yield lab
         assert "Traceback" not in lab.daemon.log, lab.daemon.log
-
-
-def told_by_ss(lab: CongestedLab, port: int) -> Told:
-    """Of the application's connection from this port. A busy kernel may leave it out of one answer."""
-    for _ in range(5):
-        said = lab.lab.app.run("ss", "-tinH", f"sport = :{port}")
-        srtt, least = re.search(r"\brtt:([\d.]+)/", said), re.search(r"\bminrtt:([\d.]+)", said)
-        if srtt is not None and least is not None:
-            again = re.search(r"\bretrans:\d+/(\d+)", said)  # not said before the first
-            return Told(float(srtt[1]) * 1e3, float(least[1]) * 1e3, int(again[1]) if again else 0)
-    raise AssertionError(f"ss says nothing of port {port}: {said!r}")
 
 
 def router(lab: CongestedLab) -> dict[str, int]:
@@ -129,7 +109,7 @@ def test_a_way_that_wavers_and_loses_a_little_is_not_congested(impaired: Congest
         while time.monotonic() - begin_s < SECONDS or len(told) < SAMPLES:
             rtt_s = echo.round_trip_s()
             flows[Method.REPORT].report(rtt=rtt_s, loss=float(rtt_s is None))
-            told.append(told_by_ss(impaired, port_of(sock)).srtt_us)
+            told.append(told_by_ss(impaired.lab.app, port_of(sock)).srtt_us)
             for method, rtts in stated.items():
                 rtts.append(flows[method].fundamentals().rtt_us or 0)
         assert not any(wait.done for wait in waits)
@@ -223,11 +203,11 @@ def test_signals_of_a_connection_are_what_its_kernel_says(impaired: CongestedLab
             time.sleep(3)
             begin_s = time.monotonic()
             while time.monotonic() - begin_s < SECONDS or len(told) < SAMPLES:
-                told.append(told_by_ss(impaired, port_of(sock)).srtt_us)
+                told.append(told_by_ss(impaired.lab.app, port_of(sock)).srtt_us)
                 counted.append(flow.stats().srtt_us)
                 judged.append(qos.explain(flow.id).signals["rtt_us"])
         time.sleep(2)  # until what was lost last has been sent again
-        stats, last = flow.stats(), told_by_ss(impaired, port_of(sock))
+        stats, last = flow.stats(), told_by_ss(impaired.lab.app, port_of(sock))
         dropped = router(impaired)["drops"] - dropped
     assert median(counted) == pytest.approx(median(told), rel=0.1)
     assert median(judged) == pytest.approx(median(told), rel=0.1)

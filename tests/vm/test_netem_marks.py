@@ -5,13 +5,11 @@ compared with what `ss -ti` says of it; without a contract, tests/lab/test_netem
 """
 
 import json
-import re
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from demo.capture import Recording
 from demo.lab import Namespace
 from demo.packets import Packets
 from harness.congested import CongestedLab, has_netem
+from harness.ss import told_by_ss
 from harness.wire import UNPROBED, Wire, port_of
 from qos2 import Shaping, TrafficType
 
@@ -35,14 +34,6 @@ TOLERANCE = 0.05
 SECONDS = 6.0
 #: Of the connection's signals: fewer say nothing of a median.
 SAMPLES = 7
-
-
-class Told(NamedTuple):
-    """What `ss -ti` says of a connection: microseconds, and segments since it began."""
-
-    srtt_us: float
-    min_rtt_us: float
-    retransmits: int
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +82,6 @@ def ended(wire: Wire, recording: Recording) -> Packets:
     router = wire.lab.router
     router.run(*f"tc qdisc change dev {router.device} root netem limit 10000 delay {DELAY_MS}ms".split())
     return recording.stop()
-
-
-def told_by_ss(wire: Wire, port: int) -> Told:
-    """Of the application's connection from this port. A busy kernel may leave it out of one answer."""
-    for _ in range(5):
-        said = wire.lab.app.run("ss", "-tinH", f"sport = :{port}")
-        srtt, least = re.search(r"\brtt:([\d.]+)/", said), re.search(r"\bminrtt:([\d.]+)", said)
-        if srtt is not None and least is not None:
-            again = re.search(r"\bretrans:\d+/(\d+)", said)  # not said before the first
-            return Told(float(srtt[1]) * 1e3, float(least[1]) * 1e3, int(again[1]) if again else 0)
-    raise AssertionError(f"ss says nothing of port {port}: {said!r}")
 
 
 def seconds(packets: Packets) -> float:
@@ -179,12 +159,12 @@ def test_a_connection_keeps_mark_and_contract_and_its_signals_are_what_its_kerne
     flood.begin()
     begin_s = time.monotonic()
     while time.monotonic() - begin_s < SECONDS + 2 or len(told) < SAMPLES:
-        told.append(told_by_ss(wire, port_of(sock)).srtt_us)
+        told.append(told_by_ss(wire.lab.app, port_of(sock)).srtt_us)
         counted.append(flow.stats().srtt_us)
     packets, lost = ended(wire, recording).select(sport=port_of(sock)), dropped(wire)
     flood.stop()
     time.sleep(3.0)  # until what was queued has left, and what was lost last has been sent again
-    stats, last = flow.stats(), told_by_ss(wire, port_of(sock))
+    stats, last = flow.stats(), told_by_ss(wire.lab.app, port_of(sock))
     assert packets.dscps() == {VOICE: len(packets)}  # what is sent again too
     octets = int(packets.ip_bytes.sum()) + lost * 1500
     figure("Mbit/s", f"{octets * 8 / seconds(packets) / MBIT:.3f} of {bandwidth / MBIT:.0f}")
