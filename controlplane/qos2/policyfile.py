@@ -193,10 +193,10 @@ class _Document:
         if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
             self._tell(self._positions.line(("rule",)), "rule", "a rule begins with [[rule]], in two pairs of brackets")
             return
-        for number, rule in enumerate(rules):
-            self._rule(("rule", number), rule)
+        for number, line in enumerate(self._positions.headers("rule", len(rules))):
+            self._rule(("rule", number), rules[number], line)
 
-    def _rule(self, place: Place, content: Mapping[str, Any]) -> None:
+    def _rule(self, place: Place, content: Mapping[str, Any], line: int) -> None:
         count = len(self.problems)
         self._unknown(place, content, _RULE_KEYS)
         if "name" not in content:
@@ -210,7 +210,6 @@ class _Document:
         if len(self.problems) == count:
             assert match is not None  # else there is a problem
             assert act is not None
-            line = self._positions.line(place)
             self.rules.append(Rule(own_name, match, act, own_precedence, self.file, line))
 
     def _value(self, place: Place, content: Mapping[str, Any], read: Read, default: Any) -> Any:

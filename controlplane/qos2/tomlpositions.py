@@ -23,6 +23,8 @@ _STRING = re.compile(
     r"""|'[^'\n]*'""",
     re.DOTALL,
 )
+#: Quotation marks of a multi-line string, in which a line may look like anything.
+_MULTI_LINE = re.compile(r'''"""|\'\'\'''')
 #: A number, a date or a boolean.
 _WORD = re.compile(r"[^,\]}\n#]+")
 
@@ -37,15 +39,30 @@ class Positions:
         self._ends = [found.start() for found in re.finditer("\n", self._text)]
         self._lines: dict[Place, int] = {}
         self._arrays: dict[Place, int] = {}  # of tables: how many there are so far
-        self._document()
 
     @property
     def known(self) -> Mapping[Place, int]:
         """Every place in the text."""
+        if not self._lines:
+            self._document()
         return self._lines
+
+    def headers(self, name: str, count: int) -> list[int]:
+        """The lines of the `count` headers `[[name]]`, a bare key: known without going over the whole text.
+
+        That takes as long as to parse it, for places that nobody may ask for.
+        """
+        if _MULTI_LINE.search(self._text) is None:
+            found = re.finditer(rf"^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", self._text, re.MULTILINE)
+            lines = [bisect(self._ends, header.start()) + 1 for header in found]
+            if len(lines) == count:
+                return lines
+        return [self.line((name, number)) for number in range(count)]
 
     def line(self, place: Place) -> int:
         """Of a key or an element: where it stands first. Of what is not in the text: that of what would hold it."""
+        if not self._lines:
+            self._document()
         while place not in self._lines:
             if not place:
                 return 1

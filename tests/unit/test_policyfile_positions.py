@@ -204,3 +204,18 @@ def test_lines_are_those_at_which_it_was_written(written: tuple[str, dict[Place,
 def test_an_empty_text_has_no_places() -> None:
     assert Positions("").known == {}
     assert Positions("# nothing").known == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BRACKETS,
+        'x = 1\n\n[[rule]]\r\n[[ rule ]] # [[rule]]\n  [["rule"]]\nname = "[[rule]]"\n[rule.act]\n',
+        "rule = [{ a = 1 },\n {}]\n",
+        "[[rule]]\n[[rule.rule]]\n[[rule]]",
+        "",
+    ],
+)
+def test_headers_are_where_going_over_the_whole_text_finds_them(text: str) -> None:
+    count = len(tomllib.loads(text).get("rule", []))
+    assert Positions(text).headers("rule", count) == [Positions(text).line(("rule", n)) for n in range(count)]
