@@ -1,26 +1,45 @@
 """A Debian that is booted, with its own systemd, in a container of systemd-nspawn.
 
 Its files, processes, network and bpf file system are its own, the kernel is this one; what it writes is gone with it.
+Its units lie in a slice below the root of cgroup2, so that rules find them by name as on a host: what is in a cgroup
+namespace, or in the cgroup that nspawn makes, is a container's own business to the daemon.
 """
 
 import os
 import subprocess
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from qos2.datapath.programs import cgroup_mount
+
 #: Run in mounts of its own, so that the bpf file system goes with it: a folder for that, then nspawn's arguments.
 _BOOT = 'mount -t bpf bpf "$1" && shift && exec systemd-nspawn "$@"'
+#: Run as the first process in there, which then is systemd: the slice that all of its units shall be in.
+_INIT = """
+set -e
+mount -o remount,bind,rw /sys/fs/cgroup
+mkdir -p "/sys/fs/cgroup/$1"
+echo $$ >"/sys/fs/cgroup/$1/cgroup.procs"
+exec /lib/systemd/systemd
+"""
 _BOOT_S = 60  # one on an idle machine
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_KILLED_S = 5
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Machine:
-    """Open it with `with`. It boots from `root`, which is not changed, and finds `folder` at /shared."""
+    """Open it with `with`. It boots from `root`, which is not changed, and finds `folder` at /shared.
 
-    def __init__(self, root: Path, folder: Path) -> None:
+    `binds` are further folders of this machine, by where it finds them.
+    """
+
+    def __init__(self, root: Path, folder: Path, binds: Mapping[str, Path] | None = None) -> None:
         self._log = folder / "console.log"
+        self._slice = f"qos2-test-{os.getpid()}.slice"
         bpf = folder / "bpf"
         bpf.mkdir()
         self._command = (
@@ -28,16 +47,19 @@ class Machine:
             *("--quiet", f"--directory={root}", "--volatile=overlay", f"--machine=qos2-test-{os.getpid()}"),
             *("--register=no", "--keep-unit", "--private-network", "--capability=all"),
             "--system-call-filter=bpf perf_event_open pidfd_getfd",
-            *(f"--bind={bpf}:/sys/fs/bpf", f"--bind-ro={folder}:/shared", "--bind-ro=/usr/src", "--boot"),
+            *(f"--bind={bpf}:/sys/fs/bpf", f"--bind-ro={folder}:/shared", "--bind-ro=/usr/src"),
+            *(f"--bind-ro={source}:{target}" for target, source in (binds or {}).items()),
+            *("--kill-signal=SIGRTMIN+3", "sh", "-c", _INIT, "sh", self._slice),
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
 
     def __enter__(self) -> Self:
-        writable = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        settings = ("API_VFS_WRITABLE=yes", "UNIFIED_HIERARCHY=1", "USE_CGNS=0")
+        environment = os.environ | dict(f"SYSTEMD_NSPAWN_{setting}".split("=") for setting in settings)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | writable
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         try:
             self._wait_until_booted()
@@ -72,6 +94,19 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._remove_slice()
+
+    def _remove_slice(self) -> None:
+        """nspawn knows nothing of it. A process that has just been killed is in there for a moment more."""
+        mount = cgroup_mount()
+        if mount is None:
+            return
+        deadline = time.monotonic() + _KILLED_S
+        while (mount / self._slice).is_dir() and time.monotonic() < deadline:
+            for folder, _, _ in os.walk(mount / self._slice, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(folder)
+            time.sleep(0.05)
 
     def _ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -61,6 +61,12 @@ def active(machine: Machine) -> list[str]:
     return [machine.property(unit, "ActiveState") for unit in UNITS]
 
 
+def faults_of_children(machine: Machine) -> int:
+    """Page faults of the children that the daemon has waited for: proc(5), cminflt."""
+    pid = machine.property("qos2d.service", "MainPID")
+    return int(machine.run("cat", f"/proc/{pid}/stat").rpartition(")")[2].split()[8])
+
+
 def others(machine: Machine) -> set[str]:
     """Every service and socket that runs, but ours."""
     lines = machine.run(
@@ -77,6 +83,10 @@ def test_installed_upgraded_and_removed(machine: Machine) -> None:
     assert [machine.property(unit, "UnitFileState") for unit in UNITS] == ["enabled", "enabled", "disabled"]
     assert machine.run(*AS_NOBODY) == "dsfield 224\n"
     assert others(machine) >= before
+    # Compiled by root at the installation, the daemon's own since its start, which had no compiler for a child.
+    assert machine.run("stat", "-c", "%U:%G %a", "/var/cache/qos2") == "qos2:qos2 700\n"
+    assert set(machine.run("sh", "-c", "stat -c '%U %a' /var/cache/qos2/*").splitlines()) == {"qos2 600"}
+    assert faults_of_children(machine) == 0
 
     socket_since = machine.property("qos2d.socket", "ActiveEnterTimestampMonotonic")
     daemon = machine.property("qos2d.service", "MainPID")
@@ -85,6 +95,8 @@ def test_installed_upgraded_and_removed(machine: Machine) -> None:
     assert active(machine) == ["active", "active", "active"]
     assert machine.property("qos2d.socket", "ActiveEnterTimestampMonotonic") == socket_since
     assert machine.property("qos2d.service", "MainPID") != daemon
+    assert faults_of_children(machine) == 0
+    assert set(machine.run("sh", "-c", "stat -c '%U %a' /var/cache/qos2/*").splitlines()) == {"qos2 600"}
     assert machine.run(*AS_NOBODY) == "dsfield 224\n"
 
     machine.run("dpkg", "-r", "qos2")
@@ -93,4 +105,9 @@ def test_installed_upgraded_and_removed(machine: Machine) -> None:
     assert machine.run("find", "/sys/fs/bpf", "-mindepth", "2") == ""
 
     machine.run("dpkg", "-P", "qos2")
-    assert machine.run("sh", "-c", "ls -d /etc/qos2 /run/qos2 /etc/systemd/system/*/qos2* 2>/dev/null || true") == ""
+    assert (
+        machine.run(
+            "sh", "-c", "ls -d /etc/qos2 /run/qos2 /var/cache/qos2 /etc/systemd/system/*/qos2* 2>/dev/null || true"
+        )
+        == ""
+    )

@@ -191,6 +191,14 @@ def test_an_empty_host_says_what_to_do() -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_without_flows_the_rules_are_pointed_at() -> None:
+    lines = once(Ruled([], []), 80)
+    assert lines[-2:] == [
+        "No flow: no program here has asked for quality of service.",
+        "The rules above act on all others; `qos2 policy explain PID` tells which, and why.",
+    ]
+
+
 def test_a_daemon_without_devices_says_so() -> None:
     assert once(StandIn([], statuses=[devices()]), 80)[2] == (
         "No device attached: nothing is marked or counted. See `qos2 status`."

@@ -145,7 +145,7 @@ def test_the_service_starts_the_daemon_as_it_wants_to_be_started() -> None:
     assert str(Path(given.pin_path).parent) == writable.removeprefix("-")
     assert service["ExecStartPre"][0].split()[-1] == writable.removeprefix("-")
     assert service["Type"] == ["notify"]
-    assert service["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert service["ExecReload"] == ["/bin/sh -c 'kill -HUP $MAINPID'"]
     assert service["Requires"] == ["qos2d.socket"]
     assert settings("qos2d.service")["Also"] == ["qos2d.socket"]
     (limit,) = service["TimeoutStartSec"]

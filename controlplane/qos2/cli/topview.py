@@ -24,6 +24,10 @@ _KEYS = "q quit  ? help  ↑ ↓ enter details  / filter  s sort  p pause  r rev
 _EMPTY = """
 No flow yet: no program here has asked for quality of service.
 """
+_EMPTY_BUT_RULES = """
+No flow: no program here has asked for quality of service.
+The rules above act on all others; `qos2 policy explain PID` tells which, and why.
+"""
 _EMPTY_UNPRIVILEGED = """
 No flow of yours yet. Those of other users are seen by root and the group qos2.
 """
@@ -116,6 +120,8 @@ def _flows(
     snapshot: Snapshot, listed: Sequence[Row], shown: Sequence[Row], selection: Selection | None, out: Console
 ) -> list[Text]:
     """Head and lines of the flows `shown`; where there are none, why, and what to do."""
+    if not snapshot.rows and snapshot.rules:
+        return [columns.one_line(Text(each)) for each in _EMPTY_BUT_RULES.splitlines()]
     if not snapshot.rows:
         text = (_EMPTY if snapshot.privileged else _EMPTY_UNPRIVILEGED) + _FIRST_STEPS
         return [columns.one_line(Text(each)) for each in text.splitlines()]
