@@ -92,6 +92,24 @@ def test_failures_are_named_and_their_status_returned(stage: Path, capfd: pytest
     assert result["figures"] == {"test_delay": {"srtt_ms": "21.5"}}
 
 
+def test_a_later_run_is_added_check_by_check(stage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = str(stage / "report")
+    write(stage / "boot.sh", machine(1, PASSED, SKIPPED, FAILED, ERROR))
+    assert matrix.main(["6.12", "--json", report, "--add"]) == 1
+    first = json.loads((stage / "report").read_text())["kernels"][0]
+    assert first["failures"] == ["tests.lab.test_netem::test_delay", "tests.vm.test_smoke"]
+    write(stage / "boot.sh", machine(0, FAILED.partition("<failure")[0] + "</testcase>"))
+    assert matrix.main(["6.12", "newest", "--json", report, "--add", "--", "tests/lab"]) == 1
+    both = json.loads((stage / "report").read_text())["kernels"]
+    assert [each["release"] for each in both] == ["6.12.0-amd64", "7.2.12-amd64"]
+    assert both[0]["failures"] == ["tests.vm.test_smoke"]
+    assert both[0]["checks"] == first["checks"] | {"lab/test_netem": both[1]["checks"]["lab/test_netem"]}
+    assert (both[0]["skips"], both[0]["figures"]) == (first["skips"], first["figures"])
+    assert "failed on 6.12.0-amd64: tests.vm.test_smoke\n" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        matrix.main(["6.12", "--add"])
+
+
 def test_a_kernel_that_cannot_be_had_is_left_out_and_named_last(stage: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write(stage / "boot.sh", machine(0, PASSED))
     assert matrix.main(["5.10", "6.12"]) == 0

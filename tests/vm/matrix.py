@@ -215,6 +215,30 @@ def document(results: Sequence[Result], missing: dict[str, str]) -> dict[str, ob
     }
 
 
+def former(path: Path) -> list[Result]:
+    """The results in a file that --json wrote, none where there is no file. Raises ValueError where it is none."""
+    try:
+        found = json.loads(path.read_text())["kernels"]
+    except FileNotFoundError:
+        return []
+    return [Result(**each | {"checks": {name: Outcome(**of) for name, of in each["checks"].items()}}) for each in found]
+
+
+def add(result: Result, known: Result) -> None:
+    """What came of a kernel, to what was known of it: its checks take the place of those of the same names."""
+
+    def is_replaced(test: str) -> bool:
+        classname, _, name = test.partition("::")
+        return check_of(classname, name or classname) in result.checks
+
+    known.failures = [test for test in known.failures if not is_replaced(test)] + result.failures
+    known.skips = {check: why for check, why in known.skips.items() if check not in result.checks} | result.skips
+    known.checks |= result.checks
+    known.figures |= result.figures
+    known.seconds = round(known.seconds + result.seconds, 1)
+    known.status = result.status if result.status == DIED else int(bool(known.failures))
+
+
 def choose(kernel: str, whole: bool) -> tuple[str, ...]:
     """The tests for a kernel that was asked for."""
     if kernel != MAIN:
@@ -224,9 +248,10 @@ def choose(kernel: str, whole: bool) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 0, or the worst of any kernel."""
-    parser = argparse.ArgumentParser(prog="dev vm", usage="%(prog)s [KERNEL ...] [--json FILE] [-- PYTEST...]")
+    parser = argparse.ArgumentParser(prog="dev vm", usage="%(prog)s [KERNEL ...] [--json FILE [--add]] [-- PYTEST...]")
     parser.add_argument("kernels", metavar="KERNEL", nargs="*", help="as 5.10, newest, linux-image-6.12-amd64; or all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--add", action="store_true", help="to the results that FILE has, check by check")
     parser.add_argument("--host", type=Path, metavar="FILE", help="junit file of tests on the host, to name its skips")
     parser.add_argument(
         "--begin-within",
@@ -237,6 +262,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     options, tests = parser.parse_args(arguments[:end]), tuple(arguments[end + 1 :])
+    if options.add and options.json is None:
+        parser.error("--add needs --json FILE")
     for each in options.kernels:
         if "/" in each:
             parser.error(f"{each} is no kernel; tests go behind --")
@@ -247,7 +274,7 @@ def main(arguments: Sequence[str]) -> int:
     # All of them first: unpacking takes a processor, and tests measure.
     found = {kernel: find(kernel) for kernel in kernels}
     missing = {kernel: reason for kernel, (release, reason) in found.items() if not release}
-    results: dict[str, Result] = {}
+    results = {each.release: each for each in former(options.json)} if options.add else {}
     machines: dict[str, str] = {}
     for kernel, (release, _) in found.items():
         if release:
@@ -261,10 +288,13 @@ def main(arguments: Sequence[str]) -> int:
         result = boot(kernel, release, chosen, SECONDS.get(chosen, OWN_SECONDS))
         if result.status == NO_MACHINE:
             missing[kernel] = "virtme-ng, which boots it, cannot be had"
+            continue
+        if result.status != DIED:
+            remember(result, chosen)
+        if release in results:
+            add(result, results[release])
         else:
             results[release] = result
-            if result.status != DIED:
-                remember(result, chosen)
 
     lines = table(list(results.values())) if results else ["no kernel was run"]
     lines += ["", *last_lines([*host(options.host), *results.values()], missing)]
