@@ -18,7 +18,7 @@ from typing import NoReturn
 from rich.console import Console
 
 import qos2
-from bench import control, kernels, paths, rate, requests, scrape, testrun, traffic, wire
+from bench import control, kernels, paths, policy, rate, requests, scrape, testrun, traffic, wire
 from bench.figures import Result
 from bench.progress import Durations, Progress
 from bench.reasons import REASONS
@@ -42,6 +42,7 @@ GROUPS: dict[str, Callable[[Session], Result]] = {
     "requests": requests.measure,
     "control": control.measure,
     "paths": paths.measure,
+    "policy": policy.measure,
     "scrape": scrape.measure,
     "kernels": kernels.measure,
 }

@@ -110,7 +110,8 @@ def test_traffic_of_no_flow_is_not_limited_beside_a_flow_that_is(pair: VethPair)
     shape(shaper, 1, MBIT)
     with pair.sender(HANDLE | 1) as sender, flooding(sender, 1472):
         beside = pair.ip_rate(0, 1472, seconds=0.5)
-    assert beside > 100 * MBIT
+    # The contract is 1 Mbit/s. How much more there is, the processor decides: an emulated one did not reach 100 Mbit/s.
+    assert beside > 10 * MBIT
     assert beside > unshaped / 10
     assert pair.tc.root_qdisc().direct_packets > 0
 
