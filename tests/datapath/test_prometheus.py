@@ -24,6 +24,7 @@ import pytest
 import qos2
 from demo.lab import Lab, Namespace, end
 from demo.processes import Daemon, Sink, environment
+from harness.guest import needs_speed
 from harness.prometheus import Prometheus
 from harness.wire import Flood, eventually
 from qos2.datapath.maps import LIBBPF
@@ -37,10 +38,7 @@ pytestmark = [
         shutil.which("prometheus") is None and not os.environ.get("CI"),
         reason="prometheus is missing: apt-get install prometheus",
     ),
-    pytest.mark.skipif(
-        "QOS_GUEST_RELEASE" in os.environ,
-        reason="no other on another kernel, and an emulated processor does not keep up: it runs on the host",
-    ),
+    needs_speed,
 ]
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards" / "qos2.json"

@@ -20,6 +20,7 @@ import pytest
 
 from demo.lab import Lab, Namespace, end
 from demo.packets import TCP, UDP, Packets
+from harness.guest import needs_speed
 from harness.policed import EXCESS, Policed, Stage, policy_of
 from harness.wire import port_of, read_to_end
 from qos2.core.bucket import bucket_depth_bytes
@@ -98,6 +99,7 @@ def connected(stage: Stage, host: str, port: int) -> socket.socket:
     return sock
 
 
+@needs_speed
 def test_no_packet_is_unmarked_or_over_its_contract_while_rulesets_change(stage: Stage) -> None:
     """50,000 packets/s, 40 rulesets in 2 s: the same rule among others, whose number and place change."""
     limited = Rule("limited", Match(protocols=(Transport.UDP,)), LIMITED)

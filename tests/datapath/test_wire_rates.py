@@ -18,11 +18,13 @@ import pytest
 from demo.lab import Lab
 from demo.packets import Packets, most_bytes, rate
 from demo.processes import Daemon, Sink
+from harness.guest import needs_speed
 from harness.wire import Flood, Wire, port_of
 from qos2 import Shaping, TrafficType
 from qos2.core.bucket import bucket_depth_bytes
 
-pytestmark = pytest.mark.datapath
+# Together 18,000 packets a second; for slow processors there is tests/vm/test_fq_pacing.py.
+pytestmark = [pytest.mark.datapath, needs_speed]
 
 V4, V6 = "198.51.100.2", "2001:db8:2::2"
 PORT = 7100

@@ -31,6 +31,7 @@ from qos2.model import Action, Dscp, FlowId, FlowPolicy, Shaping, flow_id
 #: What a rate's excess is marked with, where it is sent at once.
 EXCESS = Dscp(1)
 _SLOTS = 4096
+_SO_RCVBUFFORCE = 33
 
 #: Sends datagrams as another user, cgroup or program would: CGROUP (or "") HOST PORT COUNT.
 _SENDER = """
@@ -190,7 +191,7 @@ class Stage:
         """A new UDP port of the peer, on all its addresses."""
         sock = self.socket(socket.AF_INET6, socket.SOCK_DGRAM, "peer")
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 22)  # whatever the host allows
         sock.bind(("::", 0))
         return Receiver(sock)
 

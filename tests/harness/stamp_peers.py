@@ -60,8 +60,11 @@ class ScapyReflector:
         self._process = namespace.popen(
             # What else this machine does would make a busy reflector seem idle now and then.
             *("nice", "-n", "-15", sys.executable, "-m", "harness.stamp_peers", address, str(port)),
+            stdout=subprocess.PIPE,
             env=environment() | {"PYTHONPATH": python_path},
         )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it listens: to import scapy takes an emulated processor ten seconds and more
 
     def close(self) -> None:
         end(self._process)
@@ -72,6 +75,7 @@ def main() -> None:
     address, port = sys.argv[1:]
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, int(port)))
+        os.write(1, b"listening\n")
         for count in itertools.count():
             data, source = sock.recvfrom(65_535)
             sock.sendto(_reply(data, time.time() + FROM_1900_TO_1970_S, count), source)

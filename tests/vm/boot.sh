@@ -64,7 +64,7 @@ mount -t tmpfs -o mode=0700 datapath '$PWD/.cache/datapath'
 modprobe tun
 cd '$PWD'
 export TMPDIR=/run/tmp-of-tests HYPOTHESIS_STORAGE_DIRECTORY=/run/tmp-of-tests/hypothesis PYTHONDONTWRITEBYTECODE=1
-export QOS_GUEST_RELEASE='$release'
+export QOS_GUEST_RELEASE='$release' $(have_kvm || echo QOS_GUEST_EMULATED=1)
 .venv/bin/python -m pytest -p no:cacheprovider --timeout=900 -o faulthandler_timeout=600 \\
     --junitxml='$run/junit.xml' $(printf '%q ' "$@") >'$run/pytest.log' 2>&1
 status=\$?

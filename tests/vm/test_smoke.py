@@ -25,6 +25,7 @@ from demo.packets import TCP, UDP
 from demo.processes import Daemon, environment
 from harness.contract import check_contract
 from harness.device_state import device_state
+from harness.guest import RELEASE as GUEST
 from harness.routes import PLAIN, ROUTES, Route, add_vlans
 from harness.wire import PATIENCE_S, UNPROBED, Wire, eventually, marks, port_of, read_to_end
 from qos2 import Handle, TrafficType
@@ -32,8 +33,6 @@ from qos2.datapath import abi, loader
 
 pytestmark = pytest.mark.datapath
 
-#: The release of the virtual machine's kernel; "" on the host's own.
-GUEST = os.environ.get("QOS_GUEST_RELEASE", "")
 VERSION = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 CONTRACT = 5_000_000
 # packet(7), whose names Python lacks: struct tpacket_auxdata, of which the sixth is the tag.
