@@ -155,6 +155,10 @@ class Egress:
         shown = [app.run("tc", "filter", "show", "dev", app.device, side) for side in ("ingress", "egress")]
         return [line for text in shown for line in text.splitlines() if "handle 0x9 " in line]
 
+    def root(self) -> str:
+        """The device's root qdisc. While it changes, the kernel loses packets."""
+        return self._lab.app.run("tc", "qdisc", "show", "dev", self._lab.app.device, "root")
+
     def _index(self, namespace: links.Namespace) -> int:
         return next(each.index for each in namespace.devices() if each.name == self._lab.app.device)
 
@@ -177,6 +181,7 @@ def arrived(wire: Wire, sock: socket.socket) -> dict[int, int]:
 @pytest.mark.parametrize("when", ["before the daemon", "after the daemon"])
 def test_filters_of_every_priority_and_ours_all_see_every_packet(wire: Wire, when: str) -> None:
     egress = Egress(wire)
+    at_first = egress.root()
     with ExitStack() as stack:
         programs = [stack.enter_context(answering(_GO_ON)) for _ in range(4)]
 
@@ -201,6 +206,7 @@ def test_filters_of_every_priority_and_ours_all_see_every_packet(wire: Wire, whe
         assert egress.foreign_filters() == before
         marked.close()
         assert eventually(lambda: "qos_egress" not in device_state(wire.lab.app) and egress.tcx() == [])
+        assert eventually(lambda: egress.root() == at_first)
         assert egress.foreign_filters() == before
         assert arrived(wire, sock) == {0: SENT}
 

@@ -115,7 +115,9 @@ def in_kernel() -> set[tuple[str, int]]:
 
 
 def cgroups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").rglob("qos2-*")}
+    """Those of `qos2 run`; others come and go meanwhile, which os.walk does not mind."""
+    found = ((folder, name) for folder, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+    return {f"{folder}/{name}" for folder, name in found if name.startswith("qos2-")}
 
 
 @contextmanager
