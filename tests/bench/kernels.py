@@ -1,4 +1,4 @@
-"""Other kernels: nothing is measured here, it is the last whole run of `./dev vm all` that is shown.
+"""Other kernels: nothing is measured here, it is the last run of `./dev vm all` that is shown.
 
     sudo ./dev vm all --json tests/bench/kernels.json
 
@@ -26,15 +26,17 @@ def measure(session: Session) -> Result:
     return Result(
         name="kernels",
         title="Kernels",
-        method=f"`sudo ./dev vm all`, ended {run['date']}, on a host with Linux {run['host']['kernel']} and "
-        f"{run['host']['processors']} processors: each kernel in a virtual machine of its own, {_processor(run)}. "
-        f"A check is a test of `tests/vm/test_smoke.py` or another file of tests; docs/kernels.md says more.{missing}",
+        method="`sudo ./dev vm --json`: each kernel in a virtual machine of its own, the tests of the main one in "
+        "several, one after the other; files that were run anew (`--add`) have taken the place of their former results. Ended "
+        f"{run['date']}, on a host with Linux {run['host']['kernel']} and {run['host']['processors']} processors, "
+        f"{_processor(run)}. A check is a test of `tests/vm/test_smoke.py` or another file of tests; docs/kernels.md "
+        f"says more.{missing}",
         tables=(_checks(kernels), *_figures(kernels)),
     )
 
 
 def _processor(run: Mapping[str, Any]) -> str:
-    return "with KVM" if run["host"]["kvm"] else "its processors emulated"
+    return "with KVM" if run["host"]["kvm"] else "their processors emulated"
 
 
 def _checks(kernels: list[dict[str, Any]]) -> Table:

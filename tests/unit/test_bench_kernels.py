@@ -59,4 +59,4 @@ def test_the_page_shows_each_check_on_each_kernel_and_the_figures(
     assert figures.columns == ("test", "worst rate ratio", "gap p99 ms")
     assert figures.rows == (("a flow alone: udp-10", "0.9998", "1.31"), ("many flows", "1.0003", "2.5"))
     assert "Not to be had: 7.9 (no package)." in result.method
-    assert "its processors emulated" in result.method
+    assert "their processors emulated" in result.method
