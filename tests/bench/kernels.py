@@ -27,10 +27,10 @@ def measure(session: Session) -> Result:
         name="kernels",
         title="Kernels",
         method="`sudo ./dev vm --json`: each kernel in a virtual machine of its own, the tests of the main one in "
-        "several, one after the other; files that were run anew (`--add`) have taken the place of their former results. Ended "
-        f"{run['date']}, on a host with Linux {run['host']['kernel']} and {run['host']['processors']} processors, "
-        f"{_processor(run)}. A check is a test of `tests/vm/test_smoke.py` or another file of tests; docs/kernels.md "
-        f"says more.{missing}",
+        "several, one after the other; files that were run anew (`--add`) have taken the place of their former "
+        f"results. Ended {run['date']}, on a host with Linux {run['host']['kernel']} and "
+        f"{run['host']['processors']} processors, {_processor(run)}. A check is a test of `tests/vm/test_smoke.py` "
+        f"or another file of tests; docs/kernels.md says more.{missing}",
         tables=(_checks(kernels), *_figures(kernels)),
     )
 
