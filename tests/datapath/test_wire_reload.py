@@ -159,6 +159,8 @@ def test_no_packet_is_unmarked_while_the_policy_is_reloaded(site: Site) -> None:
         for number in range(packets):
             to_kept.send(struct.pack("I", number))
             to_changed.send(struct.pack("I", number))
+            if number % 100 == 0:
+                time.sleep(0.002)  # else this thread may have sent everything before the other one is heard
 
     sending = threading.Thread(target=send)
     sending.start()
