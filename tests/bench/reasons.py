@@ -32,11 +32,12 @@ REASONS: dict[str, str] = {
     ),
     "policy-load-marks-and-rates": (
         "Where the kernel has no fq, each rate is a class of htb, and the kernel makes a thousand classes in a "
-        "quarter of a second while a thousand old ones are still there. With fq a rate is a number in a map, as a mark is"
+        "quarter of a second while a thousand old ones are still there. With fq a rate is a number in a map, as "
+        "a mark is."
     ),
     "scrape-notification": (
         "Two percent of a notification that takes 52 ms, of rounds that differ by 7 ms among themselves; a scraper "
-        "asks 20 times a second here, 300 times as often as Prometheus would"
+        "asks 20 times a second here, 300 times as often as Prometheus would."
     ),
     "control-memory": (
         "Judging takes 0.7 kB of every flow (the counters of its last look, its windows, its changes) and 2 MiB while "
